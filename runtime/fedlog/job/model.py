@@ -1,0 +1,487 @@
+"""The FederatedJob, v1alpha1: one document for the laptop, the cluster, the CLI and the docs.
+
+Every field has a description, a default where one is sensible, and bounds. Decimal numbers are
+strings, as Kubernetes style asks (a CRD has no floats), so that one file means the same
+everywhere; `Decimal` fields accept nothing else.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+GROUP = "fedlog.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "FederatedJob"
+
+_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+
+def _decimal_text(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    raise PydanticCustomError(
+        "decimal_string",
+        'a decimal is written as a string: "{value}" (in quotes)',
+        {"value": str(value)},
+    )
+
+
+DecimalString = Annotated[
+    Decimal,
+    BeforeValidator(_decimal_text, json_schema_input_type=str),
+]
+
+
+class Document(BaseModel):
+    """Camel case outside, snake case inside; unknown fields are errors; values do not change."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+class Metadata(Document):
+    """The part of Kubernetes' metadata that matters here; the rest is accepted and left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(min_length=1, max_length=40, pattern=_LABEL)]
+    """Name of the job; it is part of every topic's name."""
+    namespace: Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL)] = "default"
+    """Namespace of the job; part of every topic's name as well."""
+    uid: Annotated[str, Field(min_length=1, max_length=36, pattern=r"^[-a-z0-9]+$")] | None = None
+    """Given by Kubernetes; its first eight characters tell two runs of one name apart."""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class TaskSource(Document):
+    """Where the task's module comes from when it is not installed."""
+
+    config_map: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name of a ConfigMap whose keys are file names; on a laptop it is a second document of the
+    same YAML file."""
+
+
+class TaskSpec(Document):
+    """What is learned: the user's own code."""
+
+    entrypoint: Annotated[str, Field(min_length=3, max_length=253)]
+    """`package.module:attribute`, or `path/to/file.py:attribute` relative to the job file or to
+    the ConfigMap's folder. The attribute is a Task."""
+    source: TaskSource | None = None
+    """Where the module comes from when it is neither installed nor beside the job file."""
+    parameters: dict[str, Any] = {}
+    """Handed to the task as they are."""
+
+
+class PartitionerName(StrEnum):
+    """Partitioners by their names in Flower Datasets."""
+
+    IID = "Iid"
+    DIRICHLET = "Dirichlet"
+    SHARD = "Shard"
+    PATHOLOGICAL = "Pathological"
+    SIZE = "Size"
+    NATURAL_ID = "NaturalId"
+
+
+class Partitioning(Document):
+    """How a data set that every client can read is divided, for experiments.
+
+    Left out where each site has its own data: then the task reads what is at the client's path.
+    """
+
+    name: PartitionerName
+    """Iid, Dirichlet, Shard, Pathological, Size or NaturalId."""
+    parameters: dict[str, Any] = {}
+    """Dirichlet: alpha, minPartitionSize. Shard: shardsPerPartition. Pathological:
+    classesPerPartition. Size: sizes. NaturalId: column."""
+
+
+class Mode(StrEnum):
+    """Which direction of a metric is better."""
+
+    MAX = "Max"
+    MIN = "Min"
+
+
+class TestSet(StrEnum):
+    """Which data a figure was measured on."""
+
+    HELD_OUT = "HeldOut"
+    CLIENTS = "Clients"
+
+
+class StopWhen(Document):
+    """When to stop before all rounds are done."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=63)] = "accuracy"
+    """Metric to watch, as the task names it."""
+    mode: Mode = Mode.MAX
+    """Max when more is better, Min when less is."""
+    on: TestSet | None = None
+    """Which test set decides: HeldOut or Clients. Default: HeldOut where there is one."""
+    value: DecimalString | None = None
+    """Stop once the metric is at least (Max) or at most (Min) this."""
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Stop after this many evaluations in a row without a better value."""
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        if self.value is None and self.patience is None:
+            raise PydanticCustomError(
+                "stop_condition", "give value, patience or both: without them it never stops"
+            )
+        return self
+
+
+class ClientData(Document):
+    """Where a group of clients finds its data."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Folder or file with the data, relative to the job file; handed to the task."""
+
+
+class HeldOut(Document):
+    """An evaluator client with data of its own, which no client trains on."""
+
+    data: ClientData = ClientData()
+    """Where the evaluator finds the held-out data."""
+
+
+class Evaluation(Document):
+    """When and on what the global model is measured. The last model always is."""
+
+    every: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """Evaluate every k-th version of the model; 0 means only the last one."""
+    held_out: HeldOut | None = None
+    """Adds one evaluator client that measures on held-out data."""
+
+
+class Schedule(StrEnum):
+    """How the learning rate changes from round to round."""
+
+    CONSTANT = "Constant"
+    STEP = "Step"
+    EXPONENTIAL = "Exponential"
+    COSINE = "Cosine"
+
+
+class LearningRateSchedule(Document):
+    """The learning rate of round r, r = 0 for the first.
+
+    Constant: lr. Step: lr * factor^floor(r / every). Exponential: lr * factor^r.
+    Cosine: lr * (floor + (1 - floor) * (1 + cos(pi r / rounds)) / 2).
+    """
+
+    name: Schedule = Schedule.CONSTANT
+    """Constant, Step, Exponential or Cosine."""
+    factor: Annotated[DecimalString, Field(gt=0, le=1)] = Decimal("0.5")
+    """Step and Exponential: what the rate is multiplied by."""
+    every: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """Step: rounds between two steps."""
+    floor: Annotated[DecimalString, Field(ge=0, le=1)] = Decimal("0")
+    """Cosine: the share of the rate that is left at the end."""
+
+
+class Training(Document):
+    """What a client does in one round."""
+
+    local_epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over the client's training data per round."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
+    """Examples per optimizer step."""
+    learning_rate: Annotated[DecimalString, Field(gt=0, le=1000)] = Decimal("0.01")
+    """Learning rate of the client's optimizer in the first round."""
+    schedule: LearningRateSchedule = LearningRateSchedule()
+    """How the learning rate changes from round to round."""
+
+
+class StrategyName(StrEnum):
+    """How updates become a new model."""
+
+    FED_AVG = "FedAvg"
+
+
+class StrategyParameters(Document):
+    """Parameters of the strategy."""
+
+    server_learning_rate: Annotated[DecimalString, Field(gt=0, le=100)] = Decimal("1")
+    """FedAvg: the mean update is multiplied by this before it is added."""
+
+
+class StrategySpec(Document):
+    """How updates become a new model."""
+
+    name: StrategyName = StrategyName.FED_AVG
+    """FedAvg: the mean of the updates, weighted by training examples (McMahan et al. 2017)."""
+    parameters: StrategyParameters = StrategyParameters()
+    """Parameters of the strategy."""
+
+
+class SelectionName(StrEnum):
+    """How the cohort of a round is chosen."""
+
+    RANDOM = "Random"
+
+
+class OnTimeout(StrEnum):
+    """What happens when a deadline passes with fewer clients than minClients."""
+
+    PROCEED = "Proceed"
+    RETRY = "Retry"
+    FAIL = "Fail"
+
+
+class LateUpdates(StrEnum):
+    """What happens to an update that comes after its round was closed."""
+
+    DISCARD = "Discard"
+    FOLD_NEXT = "FoldNext"
+
+
+class Participation(Document):
+    """Who takes part in a round, and how long it waits."""
+
+    clients_per_round: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Updates wanted per round. Default: every joined client."""
+    fraction: Annotated[DecimalString, Field(gt=0, le=1)] | None = None
+    """Updates wanted per round as a share of all clients; instead of clientsPerRound."""
+    min_clients: Annotated[int, Field(ge=1, le=100_000)] = 2
+    """Quorum: fewer updates than this do not close a round by themselves."""
+    selection: SelectionName = SelectionName.RANDOM
+    """Random: uniform without replacement, a function of seed and round."""
+    over_selection: Annotated[DecimalString, Field(ge=1, le=10)] = Decimal("1")
+    """Ask this many times as many clients as wanted; the first wanted ones count."""
+    join_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
+    """How long the first round waits for all clients; then minClients are enough."""
+    round_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] = 600
+    """Deadline of a round, counted from its announcement."""
+    heartbeat_seconds: Annotated[int, Field(ge=1, le=3600)] = 3
+    """How often a client says that it is alive."""
+    lost_after_seconds: Annotated[int, Field(ge=2, le=86_400)] = 15
+    """A client that was silent for so long is lost: its round no longer waits for it."""
+    on_timeout: OnTimeout = OnTimeout.RETRY
+    """Below minClients at a deadline. Retry: announce the same work again, maxRetries times, then
+    fail. Proceed: go on with what came (at least one update). Fail: end the job."""
+    max_retries: Annotated[int, Field(ge=0, le=1000)] = 3
+    """How often in a row the same round is announced again below minClients."""
+    late_updates: LateUpdates = LateUpdates.DISCARD
+    """Discard: the client stops training when the round is closed. FoldNext: it finishes, and its
+    update counts in the next version unless the client has an on-time one there."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.clients_per_round is not None and self.fraction is not None:
+            raise PydanticCustomError(
+                "exclusive", "give clientsPerRound or fraction, not both: remove one"
+            )
+        if self.lost_after_seconds < 2 * self.heartbeat_seconds:
+            raise PydanticCustomError(
+                "lost_after",
+                "lostAfterSeconds is {lost}, allowed is at least twice heartbeatSeconds ({least})",
+                {"lost": self.lost_after_seconds, "least": 2 * self.heartbeat_seconds},
+            )
+        return self
+
+
+class Compression(StrEnum):
+    """Lossless compression of models and updates."""
+
+    NONE = "None"
+    ZSTD = "Zstd"
+
+
+class Communication(Document):
+    """How models and updates travel."""
+
+    compression: Compression = Compression.NONE
+    """None, or Zstd (lossless; trained float32 weights shrink by less than a tenth)."""
+    max_message_bytes: Annotated[int, Field(ge=70_000, le=100_000_000)] = 900_000
+    """Largest record that is written; models are cut into chunks of this size. Kafka's own
+    default limit is 1048588 bytes."""
+
+
+class DeletionPolicy(StrEnum):
+    """What becomes of the topics that a run created."""
+
+    DELETE = "Delete"
+    RETAIN = "Retain"
+
+
+_TOPIC = r"^[a-zA-Z0-9._-]+$"
+
+
+class Topics(Document):
+    """The topics of the job."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200, pattern=_TOPIC)] | None = None
+    """Name of the topic for global models (the classic MODEL_TOPIC). Default: from the job."""
+    updates: Annotated[str, Field(min_length=1, max_length=200, pattern=_TOPIC)] | None = None
+    """Name of the topic for updates (the classic UPDATE_TOPIC). Default: from the job."""
+    replicas: Annotated[int, Field(ge=1, le=15)] = 1
+    """Replication factor. With 3 or more, min.insync.replicas is 2."""
+    partitions: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Partitions of the updates topic; a client writes to one of them."""
+    deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
+    """Delete: topics that this run created are deleted once it has ended. Retain: they stay."""
+
+
+class Kafka(Document):
+    """The log."""
+
+    bootstrap_servers: Annotated[str, Field(min_length=3, max_length=2000)] | None = None
+    """`host:port[,host:port…]`. Default: BOOTSTRAP_SERVERS, else localhost:9094; `fedlog run` uses
+    the embedded broker unless --broker or BOOTSTRAP_SERVERS is given."""
+    topics: Topics = Topics()
+    """The topics of the job."""
+
+
+class ClientGroup(Document):
+    """A named group of clients that are alike: a site, a kind of device."""
+
+    name: Annotated[str, Field(min_length=1, max_length=15, pattern=_LABEL)]
+    """Name of the group; a client is `name/index`."""
+    replicas: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Number of clients in the group."""
+    data: ClientData = ClientData()
+    """Where the group's data is."""
+
+
+class Output(Document):
+    """What is kept of the result."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Folder for models and reports. Default: the run folder."""
+    keep_best: bool = False
+    """Also keep the version with the best value of stopWhen's metric (accuracy by default)."""
+    checkpoint_every: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Also keep every k-th version."""
+
+
+EVALUATOR_GROUP = "evaluator"
+
+
+class Spec(Document):
+    """What is to be learned, by whom, and how."""
+
+    task: TaskSpec
+    """What is learned."""
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    """Versions of the model to make."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Everything random follows from it: initial weights, partitions, selection, shuffling."""
+    initial_model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Warm start: a .safetensors or .keras file, or a run folder, relative to the job file."""
+    partitioning: Partitioning | None = None
+    """How a shared data set is divided among the clients; left out where sites have their own."""
+    training: Training = Training()
+    """What a client does in one round."""
+    strategy: StrategySpec = StrategySpec()
+    """How updates become a new model."""
+    participation: Participation = Participation()
+    """Who takes part in a round, and how long it waits."""
+    evaluation: Evaluation = Evaluation()
+    """When and on what the global model is measured."""
+    stop_when: StopWhen | None = None
+    """When to stop before all rounds are done."""
+    communication: Communication = Communication()
+    """How models and updates travel."""
+    kafka: Kafka = Kafka()
+    """The log."""
+    clients: Annotated[list[ClientGroup], Field(min_length=1, max_length=1000)]
+    """Named groups of clients."""
+    output: Output = Output()
+    """What is kept of the result."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """The job fails when it has not ended after so long."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        seen: set[str] = set()
+        for group in self.clients:
+            if group.name in seen:
+                raise PydanticCustomError(
+                    "duplicate_group",
+                    "clients has two groups named {name}: give each its own name",
+                    {"name": repr(group.name)},
+                )
+            if group.name == EVALUATOR_GROUP:
+                raise PydanticCustomError(
+                    "reserved_group",
+                    "the group name 'evaluator' is taken by evaluation.heldOut: choose another",
+                )
+            seen.add(group.name)
+        if self.participation.min_clients > self.client_count:
+            raise PydanticCustomError(
+                "min_clients",
+                "participation.minClients is {quorum}, allowed is at most the number of clients "
+                "({clients}): lower it, or raise replicas",
+                {"quorum": self.participation.min_clients, "clients": self.client_count},
+            )
+        per_round = self.participation.clients_per_round
+        if per_round is not None and not (
+            self.participation.min_clients <= per_round <= self.client_count
+        ):
+            raise PydanticCustomError(
+                "clients_per_round",
+                "participation.clientsPerRound is {wanted}, allowed is from minClients ({quorum}) "
+                "to the number of clients ({clients})",
+                {
+                    "wanted": per_round,
+                    "quorum": self.participation.min_clients,
+                    "clients": self.client_count,
+                },
+            )
+        if (
+            self.stop_when is not None
+            and self.stop_when.on is TestSet.HELD_OUT
+            and self.evaluation.held_out is None
+        ):
+            raise PydanticCustomError(
+                "held_out",
+                "stopWhen.on is HeldOut, but evaluation.heldOut is not given: add it, or use "
+                "on: Clients",
+            )
+        return self
+
+    @property
+    def client_count(self) -> int:
+        """All training clients; the evaluator is not one."""
+        return sum(group.replicas for group in self.clients)
+
+    @property
+    def decisive_test_set(self) -> TestSet:
+        """The test set whose figures decide: about stopping, the best version, the headline."""
+        if self.stop_when is not None and self.stop_when.on is not None:
+            return self.stop_when.on
+        return TestSet.CLIENTS if self.evaluation.held_out is None else TestSet.HELD_OUT
+
+    def client_ids(self) -> list[str]:
+        """Every training client, `group/index`, in the order of their data partitions."""
+        return [f"{group.name}/{i}" for group in self.clients for i in range(group.replicas)]
+
+
+class FederatedJob(Document):
+    """One federated training."""
+
+    api_version: Literal["fedlog.dev/v1alpha1"] = API_VERSION
+    kind: Literal["FederatedJob"] = KIND
+    metadata: Metadata
+    """Name and namespace."""
+    spec: Spec
+    """What is to be learned, by whom, and how."""

@@ -1,0 +1,51 @@
+"""Named weights and the sign, dtype and units of an update, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedlog.learning.errors import ShapeMismatchError
+
+Array = npt.NDArray[np.generic]
+Weights = Mapping[str, Array]
+"""Named arrays in the model's own order (a dict keeps it). Global weights, a client's trained
+weights and an update's delta all have this shape."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client contributes to one round.
+
+    client: identity, ``group/index``.
+    delta: trained minus received weights, the model's dtypes (float32 in practice) and shapes.
+    examples: training examples that the delta stands for, > 0; the weight in the mean.
+    """
+
+    client: str
+    delta: Weights
+    examples: int
+
+
+def check_same_layout(expected: Weights, found: Weights) -> None:
+    """Raise ShapeMismatchError unless names, shapes and dtypes are equal; order is free."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing or extra:
+        raise ShapeMismatchError(
+            f"tensors differ: missing {missing[:5] or 'none'}, unexpected {extra[:5] or 'none'}"
+        )
+    for name, array in expected.items():
+        other = found[name]
+        if array.shape != other.shape or array.dtype != other.dtype:
+            raise ShapeMismatchError(
+                f"tensor {name!r} is {other.dtype}{list(other.shape)}, "
+                f"expected {array.dtype}{list(array.shape)}"
+            )
+
+
+def size_bytes(weights: Weights) -> int:
+    return sum(array.nbytes for array in weights.values())

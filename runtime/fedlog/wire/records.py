@@ -1,0 +1,299 @@
+"""The small records of the log: who joined, what is announced, what was committed.
+
+Specification, version 1
+------------------------
+The value of a Kafka record on ``control``, ``events`` and ``journal`` is one frame::
+
+    bytes 0..3    ASCII "FLR1"
+    bytes 4..7    length H of the header, unsigned 32-bit little-endian, at most 16 MiB
+    next H        the header: one UTF-8 JSON object
+    the rest      the payload: one encoded bulk chunk when the header's manifest is inline
+                  (`fedlog.wire.bulk`), else empty
+
+The header's ``type`` names one of the classes below; its other members are that class's fields.
+Unknown members are ignored, unknown types are refused. ``run`` is the run that a record belongs
+to; a reader refuses records of another run. Times are durations in seconds; nobody's wall clock
+is compared with anybody else's. A client's identity is ``group/index``.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fedlog.wire.bulk import BulkManifest, Digest
+from fedlog.wire.errors import LimitExceededError, UnsupportedVersionError, WireError
+
+MAGIC = b"FLR1"
+MAX_HEADER_BYTES = 16 * 2**20
+_PREFIX = struct.Struct("<4sI")
+
+ClientId = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?/(0|[1-9][0-9]{0,5})$")
+]
+Incarnation = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+RunId = Annotated[str, Field(min_length=1, max_length=200)]
+Round = Annotated[int, Field(ge=0, le=1_000_000)]
+Offset = Annotated[int, Field(ge=0)]
+Reason = Annotated[str, Field(max_length=2000)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Metrics = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=63)], float], Field(max_length=64)
+]
+
+
+class SmallRecord(BaseModel):
+    """What every small record has."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    run: RunId
+
+
+# ---- client -> server, on `events` ---------------------------------------------------------------
+
+
+class ClientRecord(SmallRecord):
+    """Sent by one incarnation (process lifetime) of one client."""
+
+    client: ClientId
+    incarnation: Incarnation
+
+
+class Joined(ClientRecord):
+    """Asks for a welcome; sent again until there is one."""
+
+    type: Literal["joined"] = "joined"
+    label: Annotated[str, Field(max_length=253)] = ""
+
+
+class Heartbeat(ClientRecord):
+    """The client is alive. `round` is the round that it works on, or None."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    round: Round | None = None
+
+
+class Uploading(ClientRecord):
+    """Chunks of an update are being written, the first one at `first_offset`."""
+
+    type: Literal["uploading"] = "uploading"
+    round: Round
+    base: Digest
+    topic: Annotated[str, Field(max_length=249)]
+    partition: Annotated[int, Field(ge=0)]
+    first_offset: Offset
+
+
+class Updated(ClientRecord):
+    """The manifest of an update: it commits the chunks. The record's offset is its name.
+
+    metrics: figures of the training (`loss` …) and, with the prefix ``local_``, of the trained
+    model on the client's own test data. seconds: how long the training took.
+    """
+
+    type: Literal["updated"] = "updated"
+    round: Round
+    base: Digest
+    examples: Annotated[int, Field(ge=1, le=2**53)]
+    metrics: Metrics = {}
+    seconds: Seconds = 0.0
+    bulk: BulkManifest
+
+
+class Evaluated(ClientRecord):
+    """Figures of one version of the global model on a test set of `examples` examples."""
+
+    type: Literal["evaluated"] = "evaluated"
+    version: Round
+    digest: Digest
+    test_set: Literal["HeldOut", "Clients"]
+    examples: Annotated[int, Field(ge=1, le=2**53)]
+    metrics: Metrics
+
+
+class Failed(ClientRecord):
+    """The client could not do the work of a round; it stays in the job."""
+
+    type: Literal["failed"] = "failed"
+    round: Round
+    reason: Reason
+
+
+class Left(ClientRecord):
+    """The client goes; it may come back as another incarnation."""
+
+    type: Literal["left"] = "left"
+    reason: Reason = ""
+
+
+# ---- server -> clients, on `control` -------------------------------------------------------------
+
+
+class ServerRecord(SmallRecord):
+    """Sent by the server of one epoch; records of an older epoch than one already seen are dropped."""
+
+    epoch: Annotated[int, Field(ge=1)]
+
+
+class Welcome(ServerRecord):
+    """Answers joined: these incarnations are members.
+
+    clients: client -> incarnation. committed: client -> the last round in which its update was
+    committed or is accepted so far (absent: none). announcement: offset on control of the current
+    announcement (None: there is none yet).
+    """
+
+    type: Literal["welcome"] = "welcome"
+    clients: dict[ClientId, Incarnation]
+    committed: dict[ClientId, Round] = {}
+    announcement: Offset | None = None
+
+
+class Training(BaseModel):
+    """What to do in a round of training."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    local_epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+
+
+class Announced(ServerRecord):
+    """Work: version `version` (identity `base`) is in `model`; the clients in `cohort` are asked.
+
+    `training` is None where the model is only to be evaluated (the last version). A client that is
+    named evaluates first where `evaluate` says so, then trains. `round` is version + 1 for
+    training. The same (round, base) announced again is the same work; `cohort` then names those
+    who are asked in addition. Updates go to `updates_topic`, partition: the client's number in the
+    job modulo its partitions.
+    """
+
+    type: Literal["announced"] = "announced"
+    round: Round
+    version: Round
+    base: Digest
+    model: BulkManifest
+    cohort: tuple[ClientId, ...]
+    training: Training | None
+    evaluate: bool
+    evaluator: bool
+    keep_training: bool
+    deadline_s: Seconds
+    updates_topic: Annotated[str, Field(max_length=249)]
+
+
+class Closed(ServerRecord):
+    """A round is committed: `version` with identity `digest` exists.
+
+    accepted: client -> offset of its manifest. refused: client -> reason. reupload: clients whose
+    chunks are gone and who should write them again under a new manifest.
+    """
+
+    type: Literal["closed"] = "closed"
+    round: Round
+    version: Round
+    digest: Digest
+    accepted: dict[ClientId, Offset]
+    refused: dict[ClientId, Reason] = {}
+    reupload: tuple[ClientId, ...] = ()
+
+
+class Stopped(ServerRecord):
+    """The run has ended; clients end with 0."""
+
+    type: Literal["stopped"] = "stopped"
+    outcome: Literal["Complete", "Failed"]
+    reason: Reason
+    round: Round
+
+
+# ---- server -> itself, on `journal` --------------------------------------------------------------
+
+
+class Accepted(BaseModel):
+    """One update in a version: client, offset of its manifest on events, examples, late or not."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    client: ClientId
+    offset: Offset
+    examples: Annotated[int, Field(ge=1)]
+    round: Round
+
+
+class Head(SmallRecord):
+    """Key `head`: where the run stands; all that a restarted server needs besides the log."""
+
+    type: Literal["head"] = "head"
+    epoch: Annotated[int, Field(ge=1)]
+    version: Round
+    digest: Digest
+    model: BulkManifest
+    events_offset: Offset
+    created_topics: tuple[str, ...]
+    deadline_s: Seconds | None = None
+    outcome: Literal["Complete", "Failed"] | None = None
+    reason: Reason = ""
+
+
+class Committed(SmallRecord):
+    """Key `round/N`: the accepted set of version N in the order of folding, and what became of
+    the rest."""
+
+    type: Literal["committed"] = "committed"
+    epoch: Annotated[int, Field(ge=1)]
+    round: Round
+    base: Digest
+    digest: Digest
+    accepted: tuple[Accepted, ...]
+    refused: dict[ClientId, Reason] = {}
+    metrics: Metrics = {}
+
+
+EventRecord = Joined | Heartbeat | Uploading | Updated | Evaluated | Failed | Left
+ControlRecord = Welcome | Announced | Closed | Stopped
+JournalRecord = Head | Committed
+AnyRecord = EventRecord | ControlRecord | JournalRecord
+
+_ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(
+    Annotated[AnyRecord, Field(discriminator="type")]
+)
+
+
+def encode(record: AnyRecord, payload: bytes | bytearray | memoryview = b"") -> bytes:
+    """One frame. `payload` is the inline chunk of the record's manifest, or empty."""
+    header = record.model_dump_json(exclude_defaults=False).encode()
+    return b"".join((_PREFIX.pack(MAGIC, len(header)), header, payload))
+
+
+def decode(value: bytes) -> tuple[AnyRecord, memoryview]:
+    """The record and its payload (a view into `value`). Raises WireError; believes nothing.
+
+    An inline chunk is not checked against its manifest here; reading the payload does that.
+    """
+    if len(value) < _PREFIX.size:
+        raise WireError(f"a record of {len(value)} bytes is shorter than its prefix")
+    magic, length = _PREFIX.unpack_from(value)
+    if magic != MAGIC:
+        if magic[:3] == MAGIC[:3]:
+            raise UnsupportedVersionError(f"frame version {magic!r}; this Fedlog reads {MAGIC!r}")
+        raise WireError(f"not a Fedlog record: it starts with {magic!r}")
+    if length > MAX_HEADER_BYTES:
+        raise LimitExceededError(f"a header of {length} bytes; {MAX_HEADER_BYTES} are allowed")
+    end = _PREFIX.size + length
+    if end > len(value):
+        raise WireError(f"a header of {length} bytes in a record of {len(value)}")
+    try:
+        record = _ADAPTER.validate_json(value[_PREFIX.size : end])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WireError(f"header: {where}: {first['msg']}") from None
+    except RecursionError:
+        raise LimitExceededError("header is nested too deeply") from None
+    return record, memoryview(value)[end:]
+
