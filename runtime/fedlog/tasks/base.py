@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from fedlog.learning.weights import Weights
-from fedlog.tasks.partitioners import Partitioner
+from fedlog.tasks.partitioners import NO_COLUMNS, Columns, Partitioner
 
 Parameters = Mapping[str, Any]
 """`spec.task.parameters`, as they stand in the job."""
@@ -54,21 +54,23 @@ class Partition:
     partitioner: Partitioner | None = None
     seed: int = 0
 
-    def indices(self, labels: np.ndarray) -> np.ndarray:
+    def indices(self, labels: np.ndarray, columns: Columns = NO_COLUMNS) -> np.ndarray:
         """The examples of this client among those with these labels, ascending.
 
-        Without a partitioner: all of them.
+        columns: further values per example by name, for NaturalId. Without a partitioner: all
+        examples. Raises PartitionError.
         """
         if self.partitioner is None:
             return np.arange(len(labels))
-        return self.partitioner.split(labels, self.count, self.seed)[self.index]
+        return self.partitioner.split(labels, self.count, self.seed, columns)[self.index]
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One round's work. seed: a function of job seed, round and client, so that a restarted
     client trains the same. should_stop is asked between batches or epochs; True ends early and
-    the result is thrown away."""
+    the result is thrown away.
+    """
 
     epochs: int
     batch_size: int
@@ -79,7 +81,8 @@ class TrainingConfig:
 
 class FitResult(NamedTuple):
     """examples: distinct training examples, the weight of the update. metrics: `loss` and others,
-    of the last epoch, on the training data."""
+    of the last epoch, on the training data.
+    """
 
     examples: int
     metrics: dict[str, float]
@@ -94,7 +97,8 @@ class EvaluationResult(NamedTuple):
 
 class Learner(Protocol):
     """One model in memory. Used by one thread at a time; several clients of one process share it,
-    so nothing of a client stays in it from one `fit` to the next: the optimizer starts afresh."""
+    so nothing of a client stays in it from one `fit` to the next: the optimizer starts afresh.
+    """
 
     def weights(self) -> Weights:
         """A copy of all weights by name, trainable ones first, in the model's order."""

@@ -2,7 +2,10 @@
 
 TaskError
 ├── EntrypointError   the entrypoint names nothing that can be used as a task
+├── ModelError        the model, or weights for it, cannot be used
+├── ParameterError    a parameter of the task is unknown or out of range
 └── DataError         the data is not there, or not as expected
+    └── PartitionError   the data cannot be divided as the job asks
 """
 
 from fedlog.errors import FedlogError
@@ -16,5 +19,17 @@ class EntrypointError(TaskError):
     """The entrypoint cannot be loaded."""
 
 
+class ModelError(TaskError):
+    """The model, or the weights meant for it, cannot be used."""
+
+
+class ParameterError(TaskError):
+    """A parameter in `spec.task.parameters` cannot be used."""
+
+
 class DataError(TaskError):
     """The data of a task is missing or unusable."""
+
+
+class PartitionError(DataError):
+    """The data cannot be divided as the job asks."""
