@@ -1,0 +1,83 @@
+"""`fedlog run`: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlog import exit_codes
+from fedlog.cli.environment import classic_overrides, quiet_tensorflow
+from fedlog.cli.options import DataOption, JobArgument, LogLevelOption, SetOption, parse_data
+
+
+def run(
+    job: JobArgument,
+    *,
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            "--broker",
+            envvar="BOOTSTRAP_SERVERS",
+            metavar="HOST:PORT",
+            help="Use this Kafka instead of the embedded broker.",
+            show_default="the embedded broker",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that the clients share.",
+            show_default="one per core, at most 8",
+        ),
+    ] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Give every client a process of its own.")
+    ] = False,
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")
+    ] = Path("runs"),
+    keep_broker: Annotated[
+        bool,
+        typer.Option(
+            "--keep-broker", help="Leave the embedded broker running, and its topics in it."
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but the outcome.")
+    ] = False,
+    log_level: LogLevelOption = "info",
+) -> None:
+    """Run a job here: broker, server and all clients, with live progress.
+
+    Leaves a folder RUNS/JOB-TIME with models, metrics, logs and a report; RUNS/latest points to
+    it. Ctrl-C ends every process. Exit codes: 0 Complete, 1 Failed, 2 wrong file or command line,
+    3 the task cannot be used, 69 no broker.
+
+    The variables USE_LIGHTWEIGHT_MODEL, REDUCED_DATA_SIZE, MODEL_TOPIC, UPDATE_TOPIC and
+    TF_CPP_MIN_LOG_LEVEL (2) are heard, too: a flag beats a variable, which beats the file.
+    """
+    from fedlog.local.run import run as run_job
+
+    quiet_tensorflow()
+    result = run_job(
+        job,
+        broker=broker,
+        workers=workers,
+        isolate=isolate,
+        data=parse_data(data),
+        overrides=[*classic_overrides(os.environ), *(overrides or ())],
+        runs=runs,
+        keep_broker=keep_broker,
+        quiet=quiet,
+        log_level=log_level,
+    )
+    if quiet:
+        typer.echo(f"{result.outcome}: {result.reason} ({result.folder})")
+    if not result.succeeded:
+        raise typer.Exit(exit_codes.FAILED)

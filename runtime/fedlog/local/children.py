@@ -1,0 +1,119 @@
+"""Child processes of a run: started with their output in a file, told apart by name, and ended.
+
+Each child leads a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone
+(which then ends its children in order), and so that a child's own children end with it. Children
+are plain subprocesses, never forks of this process or `multiprocessing`: a notebook's kernel or a
+script without a main guard can start them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fedlog.local.lifeline import PARENT_VARIABLE
+
+_TAIL_BYTES = 16_384
+
+
+class Child:
+    """One running or ended process."""
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start ``python -m MODULE ARGUMENTS`` with this interpreter; output goes to `log`."""
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, PARENT_VARIABLE: str(os.getpid())},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; minus the signal's number when a signal ended it."""
+        return self.process.poll()
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines of its output."""
+        with self.log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.rstrip().splitlines()[-lines:])
+
+    def obituary(self) -> str:
+        """How it ended, for people: exit code or signal, the likely cause, its last lines."""
+        code = self.exit_code
+        if code is None:
+            return f"{self.name} is running"
+        if code == -signal.SIGKILL:
+            how = "was killed (SIGKILL): most likely the machine ran out of memory"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        tail = self.tail()
+        words = f"its last lines ({self.log}):\n{tail}" if tail else f"{self.log} is empty"
+        return f"{self.name} {how}; {words}"
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the process and everything that it started."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            pass  # the whole group is gone already
+        except PermissionError:
+            # macOS says this of a group whose only member has ended but is not yet waited for.
+            self.process.send_signal(number)
+
+
+def wait_all(children: Iterable[Child], timeout_s: float) -> bool:
+    """Whether all of them ended within the time."""
+    deadline = time.monotonic() + timeout_s
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+    return True
+
+
+def end_all(children: Sequence[Child], grace_s: float = 5.0) -> None:
+    """End every child that still runs: SIGTERM, `grace_s`, then SIGKILL to its whole group.
+
+    A second Ctrl-C skips the grace; no child is left behind either way.
+    """
+    try:
+        for child in children:
+            if child.exit_code is None:
+                child.signal_group(signal.SIGTERM)
+        wait_all(children, grace_s)
+    finally:
+        for child in children:
+            # Also where the child itself has ended: something that it started may not have.
+            child.signal_group(signal.SIGKILL)
+        for child in children:
+            child.process.wait()

@@ -1,0 +1,29 @@
+"""Errors of a run on one machine: LocalError is the root.
+
+LocalError
+├── NotEnoughMemoryError   the embedded broker would not fit into memory
+├── ProcessDiedError       the server, or so many clients that no quorum is left, ended by itself
+└── InitialWeightsError    the task's first model could not be made
+"""
+
+from fedlog.errors import FedlogError
+
+
+class LocalError(FedlogError):
+    """A run on this machine could not start or go on."""
+
+
+class NotEnoughMemoryError(LocalError):
+    """What the run would hold at once does not fit; nothing was started."""
+
+
+class ProcessDiedError(LocalError):
+    """A process without which the run cannot go on has ended."""
+
+
+class InitialWeightsError(LocalError):
+    """The process that makes the first model failed; its last lines are in the message."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,54 @@
+"""The estimate of what the embedded broker holds."""
+
+import pytest
+
+from fedlog.job.model import FederatedJob
+from fedlog.local.errors import NotEnoughMemoryError
+from fedlog.local.memory import asked_per_round, broker_bytes, check_fits
+
+MB = 1_000_000
+
+
+def spec(**participation):
+    return FederatedJob.model_validate(
+        {
+            "metadata": {"name": "m"},
+            "spec": {
+                "task": {"entrypoint": "fedlog.tasks.noop:task"},
+                "rounds": 1,
+                "clients": [{"name": "a", "replicas": 10}],
+                "participation": participation,
+            },
+        }
+    ).spec
+
+
+@pytest.mark.parametrize(
+    ("participation", "asked"),
+    [
+        pytest.param({}, 10, id="all clients by default"),
+        pytest.param({"clientsPerRound": 4}, 4, id="clientsPerRound"),
+        pytest.param({"clientsPerRound": 4, "overSelection": "1.3"}, 6, id="over-selection"),
+        pytest.param({"fraction": "0.25"}, 3, id="a fraction is rounded up"),
+        pytest.param({"fraction": "0.01", "minClients": 5}, 5, id="at least the quorum"),
+        pytest.param({"overSelection": "2"}, 10, id="never more than there are"),
+    ],
+)
+def test_clients_asked_per_round(participation, asked):
+    assert asked_per_round(spec(**participation)) == asked
+
+
+def test_three_rounds_of_a_model_and_its_updates():
+    assert broker_bytes(100 * MB, 4) == 1_500 * MB
+
+
+def test_what_fits_is_let_through_with_its_estimate():
+    assert check_fits(spec(clientsPerRound=4), 100 * MB, 2_000 * MB) == 1_500 * MB
+
+
+def test_what_does_not_fit_is_refused_with_the_figures_and_the_cures():
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        check_fits(spec(), 400 * MB, 8_000 * MB)
+    text = str(caught.value)
+    for expected in ("400.0 MB", "10 updates", "13.2 GB", "8.0 GB", "--broker", "clientsPerRound"):
+        assert expected in text
