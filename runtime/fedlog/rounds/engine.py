@@ -1,0 +1,735 @@
+"""The state machine of a job's rounds.
+
+A job goes through phases::
+
+    Joining --enough clients--> Training --closed--> Closing --committed--> Training …
+       ^                                                 |
+       +------------- too few are left -----------------+--last version--> Evaluating --> Ended
+
+What holds whatever arrives, in whatever order: a client counts at most once in a version; updates
+are folded in the order of their offsets, late ones after those on time; every phase has a
+deadline; the end names how many took part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from fedlog.job.model import LateUpdates, OnTimeout, TestSet
+from fedlog.learning.selection.random import select_random
+from fedlog.rounds.actions import (
+    Action,
+    Announce,
+    CommitRound,
+    Finish,
+    FoldUpdate,
+    Measured,
+    Notice,
+    Refuse,
+    TakeCut,
+    WelcomeClient,
+)
+from fedlog.rounds.config import EVALUATOR, RoundsConfig
+from fedlog.rounds.events import (
+    Aborted,
+    ClientJoined,
+    ClientLeft,
+    ClientSeen,
+    CutTaken,
+    EvaluationArrived,
+    Event,
+    EventsRead,
+    RoundCommitted,
+    Tick,
+    UpdateArrived,
+    UpdateFolded,
+    UpdateRefused,
+    WorkFailed,
+)
+from fedlog.rounds.measuring import Judge, VersionFigures
+from fedlog.rounds.membership import Membership
+
+LATENESS_ROUNDS = 10
+"""A late update of an older round than this is refused; the log is kept for so long."""
+
+
+class Phase(StrEnum):
+    """Where a job stands; shown in the status by these words."""
+
+    JOINING = "Joining"
+    TRAINING = "Training"
+    CLOSING = "Closing"
+    EVALUATING = "Evaluating"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class Work(StrEnum):
+    """What became of one client's work in the current round."""
+
+    ASKED = "asked"
+    ARRIVED = "arrived"
+    REFUSED = "refused"
+    FAILED = "failed"
+    LOST = "lost"
+    LEFT = "left"
+
+
+@dataclass
+class RoundState:
+    """The round that is open. `outstanding`: asked, alive, nothing arrived yet."""
+
+    number: int
+    wanted: int
+    deadline: float
+    evaluate: bool
+    cohort: dict[str, Work] = field(default_factory=dict)
+    outstanding: set[str] = field(default_factory=set)
+    unmeasured: set[str] = field(default_factory=set)
+    folding: dict[int, FoldUpdate] = field(default_factory=dict)
+    accepted: list[FoldUpdate] = field(default_factory=list)
+    spare: deque[FoldUpdate] = field(default_factory=deque)
+    refused: dict[str, str] = field(default_factory=dict)
+    retries: int = 0
+    cut_asked: bool = False
+    cut: int | None = None
+    asked_at_change: int = -1
+    below_quorum: bool = False
+
+
+class Engine:
+    """One job's rounds. Not thread-safe; everything it holds can be deep-copied."""
+
+    def __init__(self, config: RoundsConfig, *, digest: str, now: float) -> None:
+        """Start with version 0, whose identity is `digest`, at time `now` (seconds, monotonic)."""
+        self.config = config
+        self.phase = Phase.JOINING
+        self.version = 0
+        self.digests = {0: digest}
+        self.membership = Membership(config.lost_after_s)
+        self.round: RoundState | None = None
+        self.figures = VersionFigures(0, digest)
+        self.judge = Judge(config.stop)
+        self.last_counted: dict[str, int] = {}
+        self.late: dict[str, FoldUpdate] = {}
+        self.participation: dict[str, int] = dict.fromkeys(config.clients, 0)
+        self._known = frozenset(config.clients) | ({EVALUATOR} if config.evaluator else set())
+        self._deadline = now + config.join_timeout_s
+        self._end_at = (
+            math.inf if config.active_deadline_s is None else now + config.active_deadline_s
+        )
+        self._join_retries = 0
+        self._position = 0
+        self._prepared: Announce | None = None
+        self._stop_reason: str | None = None
+        self._actions: list[Action] = []
+
+    # ---- what others may ask --------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in (Phase.COMPLETE, Phase.FAILED)
+
+    def deadline(self) -> float:
+        """When the current phase gives up waiting, on the clock of `step`."""
+        return min(self._end_at, self.round.deadline if self.round else self._deadline)
+
+    def waiting_for(self) -> list[str]:
+        """Whose word the current phase waits for."""
+        if self.ended:
+            return []
+        if self.round is not None:
+            names = set(self.round.outstanding)
+            if self.phase is Phase.EVALUATING:
+                names = {c for c in self.round.unmeasured if self.membership.is_live(c)}
+            if self._evaluator_pending():
+                names.add(EVALUATOR)
+            return sorted(names)
+        return sorted(c for c in self._known if not self.membership.is_live(c))
+
+    # ---- the one way in -------------------------------------------------------------------------
+
+    def step(self, event: Event, now: float) -> list[Action]:
+        """Take one event at time `now` (seconds, monotonic, never before an earlier call's)."""
+        self._actions = []
+        self._take(event, now)
+        if not self.ended:
+            self._lose_silent(now)
+            self._advance(now)
+        return self._actions
+
+    def _take(self, event: Event, now: float) -> None:
+        match event:
+            case ClientJoined():
+                self._join(event, now)
+            case ClientSeen():
+                self._see(event.client, event.incarnation, now)
+            case ClientLeft():
+                self._leave(event)
+            case UpdateArrived():
+                self._arrive(event, now)
+            case WorkFailed():
+                self._fail_work(event, now)
+            case EvaluationArrived():
+                self._measure(event, now)
+            case UpdateFolded():
+                self._folded(event)
+            case UpdateRefused():
+                self._refused(event)
+            case CutTaken():
+                if self.round is not None and self.round.cut_asked:
+                    self.round.cut = event.end_offset
+            case EventsRead():
+                self._position = max(self._position, event.position)
+                self.membership.read(event.at_end, now)
+            case RoundCommitted():
+                self._committed(event, now)
+            case Aborted():
+                if not self.ended:
+                    self._finish(Phase.FAILED, "Aborted", event.reason)
+            case Tick():
+                pass
+
+    def _emit(self, action: Action) -> None:
+        self._actions.append(action)
+
+    # ---- members --------------------------------------------------------------------------------
+
+    def _join(self, event: ClientJoined, now: float) -> None:
+        client = event.client
+        if client not in self._known:
+            self._emit(Refuse(client, "unknown-client"))
+            return
+        fresh = self.membership.join(client, event.incarnation, now)
+        if fresh and self.round and self.round.cohort.get(client) is Work.FAILED:
+            self.round.cohort[client] = Work.LEFT  # a new process may succeed
+        self._ask_again(client)
+        counted = self.last_counted.get(client)
+        self._emit(WelcomeClient(client, event.incarnation, counted))
+
+    def _see(self, client: str, incarnation: str, now: float) -> None:
+        if self.membership.see(client, incarnation, now):
+            self._emit(Notice(f"{client} is back"))
+            self._ask_again(client)
+
+    def _ask_again(self, client: str) -> None:
+        """A client of the cohort that is here (again) is waited for (again)."""
+        current = self.round
+        if current is None or current.cohort.get(client) not in (Work.ASKED, Work.LOST, Work.LEFT):
+            return
+        current.cohort[client] = Work.ASKED
+        if self.phase is Phase.TRAINING:
+            current.outstanding.add(client)
+
+    def _leave(self, event: ClientLeft) -> None:
+        if self.membership.current(event.client, event.incarnation) is None:
+            return
+        self.membership.leave(event.client)
+        self._give_up(event.client, Work.LEFT)
+
+    def _give_up(self, client: str, why: Work) -> None:
+        current = self.round
+        if current is None:
+            return
+        current.unmeasured.discard(client)
+        if client in current.outstanding:
+            current.outstanding.discard(client)
+            current.cohort[client] = why
+
+    def _lose_silent(self, now: float) -> None:
+        for client in self.membership.fall_silent(now):
+            silence = f"{self.config.lost_after_s:g} s of silence"
+            self._emit(Notice(f"{client} is lost after {silence}", "warning"))
+            self._give_up(client, Work.LOST)
+
+    # ---- updates --------------------------------------------------------------------------------
+
+    def _arrive(self, event: UpdateArrived, now: float) -> None:
+        client, number = event.client, event.round
+        member = self.membership.current(client, event.incarnation)
+        if member is None:
+            known = client in self.membership.members
+            self._emit(Refuse(client, "superseded" if known else "not-a-member"))
+            return
+        self._see(client, event.incarnation, now)
+        if member.finishing is not None and number >= member.finishing:
+            member.finishing = None
+            self.membership.changes += 1
+        update = FoldUpdate(client, event.offset, event.examples, number)
+        if client == EVALUATOR:
+            self._emit(Refuse(client, "not-asked"))
+        elif self.digests.get(number - 1) != event.base:
+            self._emit(Refuse(client, "unknown-base"))
+        elif self.last_counted.get(client, 0) >= number:
+            self._emit(Refuse(client, "duplicate"))
+        elif self.phase is Phase.TRAINING and self.round and self.round.number == number:
+            self._arrive_on_time(update, self.round)
+        else:
+            self._arrive_late(update)
+
+    def _arrive_on_time(self, update: FoldUpdate, current: RoundState) -> None:
+        client = update.client
+        if current.cohort.get(client) not in (Work.ASKED, Work.LOST, Work.LEFT, Work.FAILED):
+            asked_before = client in current.cohort
+            self._emit(Refuse(client, "duplicate" if asked_before else "not-asked"))
+            return
+        current.cohort[client] = Work.ARRIVED
+        current.outstanding.discard(client)
+        current.unmeasured.discard(client)
+        self.last_counted[client] = update.round
+        current.spare.append(update)
+        self._fold_spare(current)
+
+    def _fold_spare(self, current: RoundState) -> None:
+        """Fold waiting updates in log order, as far as they are wanted and came in time."""
+        while (
+            current.spare
+            and len(current.accepted) + len(current.folding) < current.wanted
+            and (current.cut is None or current.spare[0].offset < current.cut)
+        ):
+            self._fold(current.spare.popleft(), current)
+
+    def _fold(self, update: FoldUpdate, current: RoundState) -> None:
+        current.folding[update.offset] = update
+        self._emit(update)
+
+    def _arrive_late(self, update: FoldUpdate) -> None:
+        client = update.client
+        if self.config.late_updates is LateUpdates.DISCARD or self.ended:
+            self._emit(Refuse(client, "late"))
+        elif update.round <= self.version - LATENESS_ROUNDS:
+            self._emit(Refuse(client, "too-late"))
+        elif client in self.late:
+            self._emit(Refuse(client, "duplicate"))
+        else:
+            self.late[client] = update
+            self.last_counted[client] = update.round
+
+    def _folded(self, event: UpdateFolded) -> None:
+        if self.round is not None and event.offset in self.round.folding:
+            self.round.accepted.append(self.round.folding.pop(event.offset))
+
+    def _refused(self, event: UpdateRefused) -> None:
+        current = self.round
+        if current is None or event.offset not in current.folding:
+            return
+        update = current.folding.pop(event.offset)
+        self._uncount(update)
+        current.refused[update.client] = event.reason
+        if update.client in current.cohort and update.round == current.number:
+            current.cohort[update.client] = Work.REFUSED
+        self._emit(Refuse(update.client, event.reason))
+        if self.phase is Phase.TRAINING:
+            self._fold_spare(current)
+
+    def _uncount(self, update: FoldUpdate) -> None:
+        if self.last_counted.get(update.client) == update.round:
+            self.last_counted[update.client] = update.round - 1
+
+    def _fail_work(self, event: WorkFailed, now: float) -> None:
+        member = self.membership.current(event.client, event.incarnation)
+        if member is None:
+            return
+        self._see(event.client, event.incarnation, now)
+        member.finishing = None
+        current = self.round
+        self._emit(
+            Notice(f"{event.client} failed in round {event.round}: {event.reason}", "warning")
+        )
+        if current is None or current.number != event.round:
+            return
+        current.refused[event.client] = f"failed: {event.reason}"[:200]
+        self._give_up(event.client, Work.FAILED)
+
+    # ---- evaluations ----------------------------------------------------------------------------
+
+    def _measure(self, event: EvaluationArrived, now: float) -> None:
+        if self.membership.current(event.client, event.incarnation) is None:
+            self._emit(Refuse(event.client, "not-a-member"))
+            return
+        self._see(event.client, event.incarnation, now)
+        expected = TestSet.HELD_OUT if event.client == EVALUATOR else TestSet.CLIENTS
+        if event.version != self.figures.version or event.digest != self.figures.digest:
+            self._emit(Refuse(event.client, "late-evaluation"))
+        elif event.test_set is not expected:
+            self._emit(Refuse(event.client, "wrong-test-set"))
+        elif not self.figures.add(event.client, event.test_set, event.examples, event.metrics):
+            self._emit(Refuse(event.client, "duplicate-evaluation"))
+        if self.round is not None:
+            self.round.unmeasured.discard(event.client)
+
+    def _evaluator_pending(self) -> bool:
+        return (
+            self.round is not None
+            and self.round.evaluate
+            and self.config.evaluator
+            and self.membership.is_live(EVALUATOR)
+            and not self.figures.has(EVALUATOR, TestSet.HELD_OUT)
+        )
+
+    def _take_figures(self, *, everything: bool) -> str | None:
+        """Report test sets whose figures are complete (or all); why to stop, if they say so."""
+        current = self.round
+        stop = None
+        for test_set in sorted(TestSet, key=lambda each: each is not self.config.decisive):
+            complete = everything or (
+                (test_set is TestSet.HELD_OUT and self.figures.has(EVALUATOR, TestSet.HELD_OUT))
+                or (
+                    test_set is TestSet.CLIENTS
+                    and current is not None
+                    and current.evaluate
+                    and not current.unmeasured
+                )
+            )
+            figures = self.figures.take(test_set) if complete else None
+            if figures is None:
+                continue
+            best = False
+            if test_set is self.config.decisive:
+                best, stop = self.judge.judge(self.version, figures)
+            self._emit(Measured(self.version, test_set, figures, best))
+            if stop is not None:
+                break  # the other test set is completed by the final evaluation
+        return stop
+
+    # ---- transitions ----------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> None:
+        if now >= self._end_at:
+            self._finish(
+                Phase.FAILED,
+                "DeadlineExceeded",
+                f"not finished within activeDeadlineSeconds ({self.config.active_deadline_s:g})",
+            )
+        elif self.phase is Phase.JOINING:
+            self._advance_joining(now)
+        elif self.round is None:
+            return  # the server commits
+        elif self.phase is Phase.TRAINING:
+            self._advance_training(self.round, now)
+        elif self.phase is Phase.CLOSING:
+            self._advance_closing(self.round)
+        else:
+            self._advance_evaluating(self.round, now)
+
+    def _trainers(self) -> list[str]:
+        return sorted(c for c in self.membership.available() if c != EVALUATOR)
+
+    def _advance_joining(self, now: float) -> None:
+        everybody = self.membership.live_count >= len(self._known)
+        if self.version == 0 and not everybody and now < self._deadline:
+            return  # the first round waits for all
+        trainers = self._trainers()
+        if len(trainers) >= self.config.quorum:
+            missing = self.waiting_for()
+            if missing:
+                names = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
+                self._emit(Notice(f"starting without {len(missing)} clients: {names}", "warning"))
+            self._join_retries = 0
+            self._open(self._announcement(trainers), now)
+        elif now >= self._deadline:
+            self._below_quorum_joining(len(trainers), now)
+
+    def _below_quorum_joining(self, joined: int, now: float) -> None:
+        config = self.config
+        message = (
+            f"{joined} of {len(config.clients)} clients joined within {config.join_timeout_s:g} s, "
+            f"minClients is {config.quorum}"
+        )
+        if config.on_timeout is OnTimeout.PROCEED and joined >= 1:
+            self._emit(Notice(f"{message}: proceeding, as onTimeout asks", "warning"))
+            self._open(self._announcement(self._trainers()), now)
+            return
+        if config.on_timeout is OnTimeout.FAIL or self._join_retries >= config.max_retries:
+            self._finish(Phase.FAILED, "BelowQuorum", message)
+            return
+        self._join_retries += 1
+        self._deadline = now + config.join_timeout_s
+        self._emit(
+            Notice(
+                f"{message}: waiting again ({self._join_retries}/{config.max_retries})", "warning"
+            )
+        )
+
+    def _evaluation_due(self, version: int) -> bool:
+        every = self.config.evaluate_every
+        return every > 0 and version % every == 0
+
+    def _announcement(self, trainers: list[str], *, version: int | None = None) -> Announce:
+        """Training of the next round, on `version` (default: the current one)."""
+        version = self.version if version is None else version
+        wanted = min(self.config.wanted or len(trainers), len(trainers))
+        asked = min(len(trainers), math.ceil(wanted * self.config.over_selection))
+        cohort = select_random(trainers, asked, seed=self.config.seed, round=version + 1)
+        evaluate = self._evaluation_due(version)
+        return Announce(
+            round=version + 1,
+            version=version,
+            cohort=tuple(sorted(cohort)),
+            training=True,
+            evaluate=evaluate,
+            evaluator=evaluate and self.config.evaluator,
+            deadline_s=self.config.round_timeout_s,
+        )
+
+    def _open(self, announce: Announce, now: float, *, emit: bool = True) -> None:
+        """Open the round that `announce` asks for."""
+        wanted = min(self.config.wanted or len(announce.cohort), len(announce.cohort))
+        self.round = RoundState(
+            number=announce.round,
+            wanted=wanted,
+            deadline=now + announce.deadline_s,
+            evaluate=announce.evaluate or announce.evaluator,
+            cohort=dict.fromkeys(announce.cohort, Work.ASKED),
+            outstanding={c for c in announce.cohort if self.membership.is_live(c)},
+            asked_at_change=self.membership.changes,
+        )
+        if announce.evaluate:
+            self.round.unmeasured = set(self.round.outstanding)
+        self.phase = Phase.TRAINING if announce.training else Phase.EVALUATING
+        if not announce.training:
+            self.round.outstanding = set()
+        if emit:
+            self._emit(announce)
+
+    def _advance_training(self, current: RoundState, now: float) -> None:
+        stop = self._take_figures(everything=False)
+        if stop is not None:
+            self._stop_early(stop, now)
+            return
+        if not current.cut_asked and (now >= current.deadline or self._hopeless(current)):
+            current.cut_asked = True
+            self._emit(TakeCut())
+        if current.folding:
+            return
+        count = len(current.accepted)
+        at_deadline = current.cut is not None and self._position >= current.cut
+        complete = count >= current.wanted or (
+            not current.outstanding and count >= self.config.quorum
+        )
+        if at_deadline:
+            if count >= self.config.quorum:
+                self._close(current, now)
+            else:
+                self._below_quorum(current, now)
+        elif complete and not self._evaluator_pending():
+            self._close(current, now)
+        elif not complete:
+            self._ask_substitutes(current, now)
+
+    def _hopeless(self, current: RoundState) -> bool:
+        """Below the quorum, and waiting cannot help: all others tried and failed."""
+        return (
+            not current.outstanding
+            and not current.folding
+            and len(current.accepted) < self.config.quorum
+            and all(
+                work in (Work.ARRIVED, Work.REFUSED, Work.FAILED)
+                for work in current.cohort.values()
+            )
+            and all(client in current.cohort for client in self._trainers())
+        )
+
+    def _ask_substitutes(self, current: RoundState, now: float) -> None:
+        """Ask others where clients were lost or failed, once per change in who is there."""
+        if current.asked_at_change == self.membership.changes:
+            return
+        current.asked_at_change = self.membership.changes
+        missing = current.wanted - len(current.accepted) - len(current.outstanding)
+        if missing <= 0:
+            return
+        others = [c for c in self._trainers() if c not in current.cohort]
+        missing = min(missing, len(others))
+        chosen = select_random(others, missing, seed=self.config.seed, round=current.number)
+        self._ask(current, chosen, now)
+
+    def _ask(self, current: RoundState, clients: Iterable[str], now: float) -> None:
+        """Announce the open round's work to more clients."""
+        asked = tuple(sorted(clients))
+        if not asked:
+            return
+        for client in asked:
+            current.cohort[client] = Work.ASKED
+            current.outstanding.add(client)
+        self._emit(
+            Announce(
+                round=current.number,
+                version=self.version,
+                cohort=asked,
+                training=True,
+                evaluate=current.evaluate,
+                evaluator=False,
+                deadline_s=max(0.0, current.deadline - now),
+            )
+        )
+
+    def _below_quorum(self, current: RoundState, now: float) -> None:
+        config, count = self.config, len(current.accepted)
+        when = f"at its deadline ({config.round_timeout_s:g} s)"
+        if now < current.deadline:
+            client, why = next(iter(current.refused.items()), ("nobody", "no reason given"))
+            when = f"and nobody is left to ask ({client}: {why})"
+        message = (
+            f"round {current.number} has {count} of the {config.quorum} updates that minClients "
+            f"asks for {when}"
+        )
+        if config.on_timeout is OnTimeout.PROCEED and count >= 1:
+            self._emit(Notice(f"{message}: proceeding, as onTimeout asks", "warning"))
+            current.below_quorum = True
+            self._close(current, now)
+        elif config.on_timeout is OnTimeout.FAIL or current.retries >= config.max_retries:
+            self._finish(Phase.FAILED, "BelowQuorum", message)
+        else:
+            current.retries += 1
+            current.cut, current.cut_asked = None, False
+            current.deadline = now + config.round_timeout_s
+            self._fold_spare(current)
+            self._emit(
+                Notice(
+                    f"{message}: announced again ({current.retries}/{config.max_retries})",
+                    "warning",
+                )
+            )
+            again = [c for c, work in current.cohort.items() if work is not Work.ARRIVED]
+            live = set(self._trainers())
+            others = [c for c in live if c not in current.cohort]
+            self._ask(current, [c for c in again if c in live] + others, now)
+
+    def _close(self, current: RoundState, now: float) -> None:
+        """Nothing more counts as on time. Late updates of before are folded now, if asked for."""
+        stop = self._take_figures(everything=True)
+        if stop is not None:
+            self._stop_early(stop, now)
+            return
+        self.phase = Phase.CLOSING
+        fold_next = self.config.late_updates is LateUpdates.FOLD_NEXT
+        if fold_next:
+            on_time = {update.client for update in current.accepted}
+            for client in sorted(self.late, key=lambda c: self.late[c].offset):
+                update = self.late[client]
+                if client in on_time:
+                    current.refused.setdefault(client, "superseded-by-on-time")
+                    self._emit(Refuse(client, "superseded-by-on-time"))
+                else:
+                    self._fold(update, current)
+            self.late.clear()
+        for update in current.spare:
+            if fold_next:
+                self.late[update.client] = update
+            else:
+                self._uncount(update)
+                late = current.cut is not None and update.offset >= current.cut
+                current.refused[update.client] = "late" if late else "surplus"
+        current.spare.clear()
+        self._advance_closing(current)
+
+    def _advance_closing(self, current: RoundState) -> None:
+        if current.folding:
+            return
+        self.round = None
+        number = current.number
+        unfinished = sorted(current.outstanding)
+        if self.config.late_updates is LateUpdates.FOLD_NEXT:
+            for client in unfinished:
+                self.membership.members[client].finishing = number
+        for update in current.accepted:
+            self.participation[update.client] += 1
+        lost = [c for c, w in current.cohort.items() if w in (Work.LOST, Work.LEFT)]
+        late = sum(update.round != number for update in current.accepted)
+        self._prepared = self._following(number)
+        self._emit(
+            CommitRound(
+                round=number,
+                accepted=tuple(current.accepted),
+                refused=dict(current.refused),
+                lost=tuple(sorted(lost)),
+                selected=len(current.cohort),
+                wanted=current.wanted,
+                late=late,
+                below_quorum=current.below_quorum,
+                following=self._prepared,
+            )
+        )
+
+    def _following(self, version: int) -> Announce | None:
+        """What to announce together with the new version."""
+        trainers = self._trainers()
+        if version < self.config.rounds:
+            if len(trainers) < self.config.quorum:
+                return None
+            return self._announcement(trainers, version=version)
+        return self._final_evaluation(version, everybody=True)
+
+    def _final_evaluation(self, version: int, *, everybody: bool) -> Announce:
+        """Measure the last version where it was not measured yet."""
+        live = sorted(c for c in self.membership.members if self.membership.is_live(c))
+        cohort = tuple(
+            c
+            for c in live
+            if c != EVALUATOR and (everybody or not self.figures.settled(c, TestSet.CLIENTS))
+        )
+        evaluator = EVALUATOR in live and (
+            everybody or not self.figures.settled(EVALUATOR, TestSet.HELD_OUT)
+        )
+        return Announce(
+            round=version,
+            version=version,
+            cohort=cohort,
+            training=False,
+            evaluate=bool(cohort),
+            evaluator=evaluator,
+            deadline_s=self.config.round_timeout_s,
+        )
+
+    def _committed(self, event: RoundCommitted, now: float) -> None:
+        self.version = event.version
+        self.digests[event.version] = event.digest
+        self.digests.pop(event.version - LATENESS_ROUNDS - 1, None)
+        self.figures = VersionFigures(event.version, event.digest)
+        if self._prepared is None:
+            self.phase = Phase.JOINING
+            self._deadline = now + self.config.join_timeout_s
+            self._emit(
+                Notice(
+                    f"{self.membership.live_count} clients are left, minClients is "
+                    f"{self.config.quorum}: waiting for more",
+                    "warning",
+                )
+            )
+        else:
+            self._open(self._prepared, now, emit=False)
+        self._prepared = None
+
+    def _stop_early(self, why: str, now: float) -> None:
+        """The current version is the last one; what is being trained is thrown away."""
+        self._emit(Notice(f"stopping after version {self.version}: {why}"))
+        self._stop_reason = why
+        self._open(self._final_evaluation(self.version, everybody=False), now)
+
+    def _advance_evaluating(self, current: RoundState, now: float) -> None:
+        waiting = current.unmeasured or self._evaluator_pending()
+        if waiting and now < current.deadline:
+            self._take_figures(everything=False)
+            return
+        if waiting:
+            names = ", ".join(self.waiting_for()[:10])
+            self._emit(Notice(f"the last version was not measured by: {names}", "warning"))
+        self._take_figures(everything=True)
+        rounds = f"{self.version} of {self.config.rounds} rounds"
+        if self._stop_reason is None:
+            self._finish(Phase.COMPLETE, "AllRoundsDone", f"{rounds} done")
+        else:
+            self._finish(Phase.COMPLETE, "StopConditionMet", f"{self._stop_reason} ({rounds})")
+
+    def _finish(self, phase: Phase, reason: str, message: str) -> None:
+        if self.round is not None and phase is Phase.FAILED:
+            self._take_figures(everything=True)
+        self.phase = phase
+        self.round = None
+        outcome: Literal["Complete", "Failed"] = "Complete" if phase is Phase.COMPLETE else "Failed"
+        self._emit(Finish(outcome, reason, message))
