@@ -7,35 +7,68 @@ everywhere; `Decimal` fields accept nothing else.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-GROUP = "fedlog.dev"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-KIND = "FederatedJob"
+GROUP: Final = "fedlog.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "fedlog.dev/v1alpha1"
+KIND: Final = "FederatedJob"
 
-_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DECIMAL_PATTERN = r"^[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
+TOPIC_PATTERN = r"^[a-zA-Z0-9._-]+$"
+ENTRYPOINT_PATTERN = r"^([^:\s][^:]*\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*$"
+UID_PATTERN = r"^[-a-z0-9]+$"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with a document although every field by itself is right.
+
+    at: path of the field, relative to the object that was checked, in the document's own words.
+    found, allowed: what stands there and what may; suggestion: the cure, where there is one.
+    """
+
+    at: tuple[str | int, ...]
+    found: str
+    allowed: str
+    suggestion: str = ""
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
+    """All findings in one error: pydantic takes one per object, a person wants them all."""
+    if findings:
+        text = "; ".join(
+            f"{'.'.join(map(str, f.at))} is {f.found}, allowed is {f.allowed}" for f in findings
+        )
+        raise PydanticCustomError("findings", "{text}", {"text": text, "findings": findings})
 
 
 def _decimal_text(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # From Python a Decimal is welcome; from a document only text is.
+    if isinstance(value, Decimal):
         return value
+    if isinstance(value, str) and re.fullmatch(DECIMAL_PATTERN, value, re.ASCII):
+        return Decimal(value)
     raise PydanticCustomError(
         "decimal_string",
-        'a decimal is written as a string: "{value}" (in quotes)',
-        {"value": str(value)},
+        'a decimal is written as text, in quotes: "0.1"',
     )
 
 
 DecimalString = Annotated[
     Decimal,
-    BeforeValidator(_decimal_text, json_schema_input_type=str),
+    BeforeValidator(
+        _decimal_text,
+        json_schema_input_type=Annotated[str, Field(pattern=DECIMAL_PATTERN)],
+    ),
 ]
 
 
@@ -58,14 +91,16 @@ class Metadata(Document):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, Field(min_length=1, max_length=40, pattern=_LABEL)]
+    name: Annotated[str, Field(min_length=1, max_length=40, pattern=LABEL_PATTERN)]
     """Name of the job; it is part of every topic's name."""
-    namespace: Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL)] = "default"
+    namespace: Annotated[str, Field(min_length=1, max_length=63, pattern=LABEL_PATTERN)] = "default"
     """Namespace of the job; part of every topic's name as well."""
-    uid: Annotated[str, Field(min_length=1, max_length=36, pattern=r"^[-a-z0-9]+$")] | None = None
+    uid: Annotated[str, Field(min_length=1, max_length=36, pattern=UID_PATTERN)] | None = None
     """Given by Kubernetes; its first eight characters tell two runs of one name apart."""
     labels: dict[str, str] = {}
+    """Labels; Fedlog does not read them."""
     annotations: dict[str, str] = {}
+    """Annotations; Fedlog does not read them."""
 
 
 class TaskSource(Document):
@@ -79,7 +114,7 @@ class TaskSource(Document):
 class TaskSpec(Document):
     """What is learned: the user's own code."""
 
-    entrypoint: Annotated[str, Field(min_length=3, max_length=253)]
+    entrypoint: Annotated[str, Field(min_length=3, max_length=253, pattern=ENTRYPOINT_PATTERN)]
     """`package.module:attribute`, or `path/to/file.py:attribute` relative to the job file or to
     the ConfigMap's folder. The attribute is a Task."""
     source: TaskSource | None = None
@@ -99,6 +134,17 @@ class PartitionerName(StrEnum):
     NATURAL_ID = "NaturalId"
 
 
+PARTITIONER_PARAMETERS = {
+    PartitionerName.IID: frozenset[str](),
+    PartitionerName.DIRICHLET: frozenset({"alpha", "minPartitionSize"}),
+    PartitionerName.SHARD: frozenset({"shardsPerPartition"}),
+    PartitionerName.PATHOLOGICAL: frozenset({"classesPerPartition"}),
+    PartitionerName.SIZE: frozenset({"sizes"}),
+    PartitionerName.NATURAL_ID: frozenset({"column"}),
+}
+"""Names of the parameters that each partitioner knows; it checks their values itself."""
+
+
 class Partitioning(Document):
     """How a data set that every client can read is divided, for experiments.
 
@@ -110,6 +156,22 @@ class Partitioning(Document):
     parameters: dict[str, Any] = {}
     """Dirichlet: alpha, minPartitionSize. Shard: shardsPerPartition. Pathological:
     classesPerPartition. Size: sizes. NaturalId: column."""
+
+    @model_validator(mode="after")
+    def _known_parameters(self) -> Self:
+        known = sorted(PARTITIONER_PARAMETERS[self.name])
+        _refuse(
+            [
+                Finding(
+                    ("parameters", parameter),
+                    "unknown parameter",
+                    f"for {self.name.value}: {', '.join(known) or 'no parameters'}",
+                )
+                for parameter in self.parameters
+                if parameter not in known
+            ]
+        )
+        return self
 
 
 class Mode(StrEnum):
@@ -133,7 +195,7 @@ class StopWhen(Document):
     """Metric to watch, as the task names it."""
     mode: Mode = Mode.MAX
     """Max when more is better, Min when less is."""
-    on: TestSet | None = None
+    test_set: TestSet | None = None
     """Which test set decides: HeldOut or Clients. Default: HeldOut where there is one."""
     value: DecimalString | None = None
     """Stop once the metric is at least (Max) or at most (Min) this."""
@@ -143,8 +205,15 @@ class StopWhen(Document):
     @model_validator(mode="after")
     def _has_a_condition(self) -> Self:
         if self.value is None and self.patience is None:
-            raise PydanticCustomError(
-                "stop_condition", "give value, patience or both: without them it never stops"
+            _refuse(
+                [
+                    Finding(
+                        (),
+                        "neither value nor patience, so it would never stop",
+                        "value, patience or both",
+                        'add value: "0.95" or patience: 5, or remove stopWhen',
+                    )
+                ]
             )
         return self
 
@@ -286,16 +355,27 @@ class Participation(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        findings = []
         if self.clients_per_round is not None and self.fraction is not None:
-            raise PydanticCustomError(
-                "exclusive", "give clientsPerRound or fraction, not both: remove one"
+            findings.append(
+                Finding(
+                    ("fraction",),
+                    "both clientsPerRound and fraction",
+                    "one of them",
+                    "remove fraction or clientsPerRound",
+                )
             )
-        if self.lost_after_seconds < 2 * self.heartbeat_seconds:
-            raise PydanticCustomError(
-                "lost_after",
-                "lostAfterSeconds is {lost}, allowed is at least twice heartbeatSeconds ({least})",
-                {"lost": self.lost_after_seconds, "least": 2 * self.heartbeat_seconds},
+        least = 2 * self.heartbeat_seconds
+        if self.lost_after_seconds < least:
+            findings.append(
+                Finding(
+                    ("lostAfterSeconds",),
+                    str(self.lost_after_seconds),
+                    f"at least twice heartbeatSeconds ({least})",
+                    f"lostAfterSeconds: {least}",
+                )
             )
+        _refuse(findings)
         return self
 
 
@@ -323,15 +403,14 @@ class DeletionPolicy(StrEnum):
     RETAIN = "Retain"
 
 
-_TOPIC = r"^[a-zA-Z0-9._-]+$"
-
-
 class Topics(Document):
     """The topics of the job."""
 
-    model: Annotated[str, Field(min_length=1, max_length=200, pattern=_TOPIC)] | None = None
+    model: Annotated[str, Field(min_length=1, max_length=200, pattern=TOPIC_PATTERN)] | None = None
     """Name of the topic for global models (the classic MODEL_TOPIC). Default: from the job."""
-    updates: Annotated[str, Field(min_length=1, max_length=200, pattern=_TOPIC)] | None = None
+    updates: Annotated[str, Field(min_length=1, max_length=200, pattern=TOPIC_PATTERN)] | None = (
+        None
+    )
     """Name of the topic for updates (the classic UPDATE_TOPIC). Default: from the job."""
     replicas: Annotated[int, Field(ge=1, le=15)] = 1
     """Replication factor. With 3 or more, min.insync.replicas is 2."""
@@ -354,7 +433,7 @@ class Kafka(Document):
 class ClientGroup(Document):
     """A named group of clients that are alike: a site, a kind of device."""
 
-    name: Annotated[str, Field(min_length=1, max_length=15, pattern=_LABEL)]
+    name: Annotated[str, Field(min_length=1, max_length=15, pattern=LABEL_PATTERN)]
     """Name of the group; a client is `name/index`."""
     replicas: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Number of clients in the group."""
@@ -412,52 +491,76 @@ class Spec(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        _refuse([*self._group_findings(), *self._quorum_findings(), *self._test_set_findings()])
+        return self
+
+    def _group_findings(self) -> list[Finding]:
+        findings = []
         seen: set[str] = set()
-        for group in self.clients:
+        for index, group in enumerate(self.clients):
+            at = ("clients", index, "name")
             if group.name in seen:
-                raise PydanticCustomError(
-                    "duplicate_group",
-                    "clients has two groups named {name}: give each its own name",
-                    {"name": repr(group.name)},
+                findings.append(
+                    Finding(
+                        at,
+                        f'"{group.name}", which an earlier group is named already',
+                        "a name that no other group has",
+                        "rename it, or raise replicas of the other group",
+                    )
                 )
             if group.name == EVALUATOR_GROUP:
-                raise PydanticCustomError(
-                    "reserved_group",
-                    "the group name 'evaluator' is taken by evaluation.heldOut: choose another",
+                findings.append(
+                    Finding(
+                        at,
+                        f'"{group.name}", which is reserved for evaluation.heldOut',
+                        "any other name",
+                    )
                 )
             seen.add(group.name)
-        if self.participation.min_clients > self.client_count:
-            raise PydanticCustomError(
-                "min_clients",
-                "participation.minClients is {quorum}, allowed is at most the number of clients "
-                "({clients}): lower it, or raise replicas",
-                {"quorum": self.participation.min_clients, "clients": self.client_count},
+        return findings
+
+    def _quorum_findings(self) -> list[Finding]:
+        findings = []
+        quorum = self.participation.min_clients
+        clients = self.client_count
+        if quorum > clients:
+            by_default = (
+                "" if "min_clients" in self.participation.model_fields_set else " (default)"
+            )
+            findings.append(
+                Finding(
+                    ("participation", "minClients"),
+                    f"{quorum}{by_default}",
+                    f"at most the number of clients ({clients})",
+                    f"minClients: {clients}, or raise replicas of a group",
+                )
             )
         per_round = self.participation.clients_per_round
-        if per_round is not None and not (
-            self.participation.min_clients <= per_round <= self.client_count
-        ):
-            raise PydanticCustomError(
-                "clients_per_round",
-                "participation.clientsPerRound is {wanted}, allowed is from minClients ({quorum}) "
-                "to the number of clients ({clients})",
-                {
-                    "wanted": per_round,
-                    "quorum": self.participation.min_clients,
-                    "clients": self.client_count,
-                },
+        if per_round is not None and not quorum <= per_round <= max(quorum, clients):
+            findings.append(
+                Finding(
+                    ("participation", "clientsPerRound"),
+                    str(per_round),
+                    f"from minClients ({quorum}) to the number of clients ({clients})",
+                )
             )
+        return findings
+
+    def _test_set_findings(self) -> list[Finding]:
         if (
             self.stop_when is not None
-            and self.stop_when.on is TestSet.HELD_OUT
+            and self.stop_when.test_set is TestSet.HELD_OUT
             and self.evaluation.held_out is None
         ):
-            raise PydanticCustomError(
-                "held_out",
-                "stopWhen.on is HeldOut, but evaluation.heldOut is not given: add it, or use "
-                "on: Clients",
-            )
-        return self
+            return [
+                Finding(
+                    ("stopWhen", "testSet"),
+                    "HeldOut, but evaluation.heldOut is not given",
+                    "Clients, or HeldOut together with evaluation.heldOut",
+                    "add evaluation: {heldOut: {}}, or use testSet: Clients",
+                )
+            ]
+        return []
 
     @property
     def client_count(self) -> int:
@@ -467,8 +570,8 @@ class Spec(Document):
     @property
     def decisive_test_set(self) -> TestSet:
         """The test set whose figures decide: about stopping, the best version, the headline."""
-        if self.stop_when is not None and self.stop_when.on is not None:
-            return self.stop_when.on
+        if self.stop_when is not None and self.stop_when.test_set is not None:
+            return self.stop_when.test_set
         return TestSet.CLIENTS if self.evaluation.held_out is None else TestSet.HELD_OUT
 
     def client_ids(self) -> list[str]:

@@ -1,0 +1,42 @@
+"""Errors of job files: JobError is the root and the only one.
+
+It carries every problem that was found, so that a file is corrected once and not once per problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedlog.errors import FedlogError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a job, as a person needs it to put it right.
+
+    path: where in the document, `spec.clients[0].name`; empty for the file as a whole.
+    found, allowed: what stands there and what may. suggestion: the cure, or empty.
+    source: the file, or the `--set` option. line: counted from 1, or None where there is none.
+    """
+
+    path: str
+    found: str
+    allowed: str = ""
+    suggestion: str = ""
+    source: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        head = ": ".join(part for part in (where, self.path) if part)
+        rows = [("found", self.found), ("allowed", self.allowed), ("try", self.suggestion)]
+        return "\n".join([head, *(f"  {name + ':':<9}{text}" for name, text in rows if text)])
+
+
+class JobError(FedlogError):
+    """The job cannot be used. str() is one readable block per problem."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n\n".join(map(str, problems)))
+        self.problems = tuple(problems)
