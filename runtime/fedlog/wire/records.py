@@ -133,7 +133,7 @@ class Left(ClientRecord):
 
 
 class ServerRecord(SmallRecord):
-    """Sent by the server of one epoch; records of an older epoch than one already seen are dropped."""
+    """Sent by the server of one epoch; those of an older epoch than one already seen are dropped."""
 
     epoch: Annotated[int, Field(ge=1)]
 
@@ -242,7 +242,8 @@ class Head(SmallRecord):
 
 class Committed(SmallRecord):
     """Key `round/N`: the accepted set of version N in the order of folding, and what became of
-    the rest."""
+    the rest.
+    """
 
     type: Literal["committed"] = "committed"
     epoch: Annotated[int, Field(ge=1)]
@@ -259,9 +260,7 @@ ControlRecord = Welcome | Announced | Closed | Stopped
 JournalRecord = Head | Committed
 AnyRecord = EventRecord | ControlRecord | JournalRecord
 
-_ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(
-    Annotated[AnyRecord, Field(discriminator="type")]
-)
+_ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="type")])
 
 
 def encode(record: AnyRecord, payload: bytes | bytearray | memoryview = b"") -> bytes:
@@ -296,4 +295,3 @@ def decode(value: bytes) -> tuple[AnyRecord, memoryview]:
     except RecursionError:
         raise LimitExceededError("header is nested too deeply") from None
     return record, memoryview(value)[end:]
-
