@@ -109,6 +109,6 @@ class Result(Told):
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RunFolderError(
-                f"{path} is not a result: {where or 'it'}: {first['msg']}"
+                f"{path} is not a result: {where or 'the document'}: {first['msg']}"
             ) from None
         return result.model_copy(update={"folder": path.parent})
