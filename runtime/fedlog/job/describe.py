@@ -5,12 +5,11 @@ One source for error messages, the editor's schema and the reference, so that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from fedlog.job.document import Path
+from fedlog.job.document import Path, path_text
 from fedlog.job.model import (
     DECIMAL_PATTERN,
     ENTRYPOINT_PATTERN,
@@ -83,9 +82,24 @@ def node_at(path: Path) -> Node | None:
     return node
 
 
-def is_optional(node: Node) -> bool:
-    """Whether null stands for `not given`."""
-    return any(option.get("type") == "null" for option in node.get("anyOf", []))
+def belongs(word: object) -> str:
+    """`it belongs to spec.training`, for a field that is put into the wrong object, or empty."""
+    places = [path_text(path) for path, node in objects() if word in node.get("properties", {})]
+    return f"it belongs to {' or '.join(places)}" if places else ""
+
+
+def objects() -> Iterator[tuple[Path, Node]]:
+    """Every object of the document with named fields, outside in; index 0 stands for any entry."""
+    yield from _objects(root(), ())
+
+
+def _objects(node: Node, path: Path) -> Iterator[tuple[Path, Node]]:
+    if "items" in node:
+        yield from _objects(resolve(node["items"]), (*path, 0))
+    if "properties" in node:
+        yield path, node
+        for name, field in node["properties"].items():
+            yield from _objects(resolve(field), (*path, name))
 
 
 def is_decimal(node: Node) -> bool:
@@ -157,20 +171,3 @@ def found(value: object) -> str:
     if isinstance(value, Sequence):
         return f"a list of {len(value)}" if value else "an empty list"
     return str(value)
-
-
-def closest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that was probably meant, whatever its case and underscores."""
-    plain = {_plain(candidate): candidate for candidate in known}
-    matches = get_close_matches(_plain(word), list(plain), n=1, cutoff=0.6)
-    return plain[matches[0]] if matches else None
-
-
-def _plain(word: str) -> str:
-    return word.replace("_", "").replace("-", "").lower()
-
-
-def did_you_mean(word: object, known: Sequence[str]) -> str:
-    """`did you mean "learningRate"?`, or empty."""
-    match = closest(word, known) if isinstance(word, str) else None
-    return f'did you mean "{match}"?' if match else ""

@@ -29,7 +29,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 _JSON_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")
 )
-_INTEGER = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+)$")
+_INTEGER = re.compile(r"^(?:[-+]?(?:0[0-7]*|[1-9][0-9_]*)|0o[0-7]+|0x[0-9a-fA-F]+|0b[01]+)$")
 _FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -234,7 +234,7 @@ class _Builder:
             return text.lower() in {"yes", "true", "on"}
         try:
             number = (
-                int(text, 0)
+                _integer(text)
                 if kind == "int"
                 else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
             )
@@ -247,6 +247,11 @@ class _Builder:
             self.note(path, node, text, "a finite number")
             return None
         return number
+
+
+def _integer(text: str) -> int:
+    octal = re.fullmatch(r"[-+]?0[0-7]+", text)  # YAML 1.1's; Python has only 0o
+    return int(text, 8 if octal else 0)
 
 
 def _tag_name(tag: str) -> str:

@@ -27,6 +27,7 @@ from fedlog.job.document import (
 )
 from fedlog.job.errors import JobError, Problem
 from fedlog.job.model import API_VERSION, KIND, LABEL_PATTERN, FederatedJob, Finding
+from fedlog.job.spelling import closest, did_you_mean
 
 CONFIG_MAP = "ConfigMap"
 _EXAMPLE = "`fedlog init FOLDER` writes a job that runs"
@@ -113,7 +114,7 @@ def dump(job_file: JobFile) -> str:
 
 def _missing_file(path: FilePath) -> Problem:
     near = sorted(f.name for f in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    cure = describe.did_you_mean(path.name, near) or _EXAMPLE
+    cure = did_you_mean(path.name, near) or _EXAMPLE
     return Problem("", "no such file", "a job file", cure, str(path))
 
 
@@ -147,7 +148,7 @@ class _Reading:
         if job is not None:
             self._check_source(job, config_maps)
         if self.problems or job is None:
-            raise JobError(self.problems)
+            raise JobError(sorted(self.problems, key=lambda problem: problem.line or 0))
         return JobFile(job, path, config_maps)
 
     def _note(self, path: Path, found: str, allowed: str = "", suggestion: str = "") -> None:
@@ -186,13 +187,13 @@ class _Reading:
             return str(kind)
         where = "no kind" if kind is None else describe.found(kind)
         found = where if number == 1 else f"{where} in document {number}"
-        cure = describe.did_you_mean(kind, known)
+        cure = did_you_mean(kind, known)
         if kind is None:
             cure = f"kind: {KIND if 'spec' in value else CONFIG_MAP}"
         self.problems.append(
             self._problem(document, ("kind",), found, f"{KIND} or {CONFIG_MAP}", cure)
         )
-        meant = describe.closest(kind, known) if isinstance(kind, str) else None
+        meant = closest(kind, known) if isinstance(kind, str) else None
         return KIND if meant is None and "spec" in value and kind is None else meant
 
     def _one_job_expected(self, jobs: Sequence[Document], *, any_document: bool) -> None:
@@ -255,7 +256,7 @@ class _Reading:
         at: Path = ("spec", "task", "source", "configMap")
         if source.config_map not in config_maps:
             names = ", ".join(config_maps) or "none"
-            cure = describe.did_you_mean(source.config_map, list(config_maps))
+            cure = did_you_mean(source.config_map, list(config_maps))
             self._note(
                 at,
                 f'"{source.config_map}", and no such ConfigMap in the file',
@@ -271,7 +272,7 @@ class _Reading:
                 ("spec", "task", "entrypoint"),
                 f'"{file_name}", which is not in the ConfigMap "{source.config_map}"',
                 f"a file of it ({', '.join(files) or 'it is empty'})",
-                describe.did_you_mean(file_name, list(files)),
+                did_you_mean(file_name, list(files)),
             )
 
     # Overrides
@@ -325,7 +326,7 @@ class _Reading:
                             path_text((*path, step)),
                             what,
                             ", ".join(known) or "no field below it",
-                            describe.did_you_mean(step, known),
+                            did_you_mean(step, known) or describe.belongs(step),
                             source,
                         )
                     ]
@@ -351,7 +352,7 @@ class _Reading:
                     path_text(path),
                     f'"{step}", which is no entry of the list',
                     f"an index ({indices}) or a name ({', '.join(names) or 'none'})",
-                    describe.did_you_mean(step, names),
+                    did_you_mean(step, names),
                     source,
                 )
             ]
@@ -387,7 +388,7 @@ def _findings(detail: ErrorDetails) -> Iterator[tuple[Path, Finding]]:
     elif kind == "extra_forbidden":
         parent = describe.node_at(path[:-1]) or {}
         known = list(parent.get("properties", {}))
-        cure = describe.did_you_mean(path[-1], known)
+        cure = describe.belongs(path[-1]) or did_you_mean(path[-1], known)
         yield path, Finding((), f'"{path[-1]}", an unknown field', ", ".join(known), cure)
     elif kind == "missing":
         node = describe.node_at(path) or {}
@@ -405,7 +406,7 @@ def _cure(node: describe.Node, path: Path, value: object) -> str:
     """A line that would be right, where it can be told from what was meant."""
     key = path[-1] if path else ""
     if "enum" in node:
-        return describe.did_you_mean(value, node["enum"])
+        return did_you_mean(value, node["enum"])
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if describe.is_decimal(node) and number:
         return f'{key}: "{value}"'

@@ -8,7 +8,7 @@ everywhere; `Decimal` fields accept nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
+
+from fedlog.job.spelling import did_you_mean
 
 GROUP: Final = "fedlog.dev"
 VERSION: Final = "v1alpha1"
@@ -134,15 +136,15 @@ class PartitionerName(StrEnum):
     NATURAL_ID = "NaturalId"
 
 
-PARTITIONER_PARAMETERS = {
-    PartitionerName.IID: frozenset[str](),
-    PartitionerName.DIRICHLET: frozenset({"alpha", "minPartitionSize"}),
-    PartitionerName.SHARD: frozenset({"shardsPerPartition"}),
-    PartitionerName.PATHOLOGICAL: frozenset({"classesPerPartition"}),
-    PartitionerName.SIZE: frozenset({"sizes"}),
-    PartitionerName.NATURAL_ID: frozenset({"column"}),
+PARTITIONER_PARAMETERS: Mapping[PartitionerName, Mapping[str, bool]] = {
+    PartitionerName.IID: {},
+    PartitionerName.DIRICHLET: {"alpha": True, "minPartitionSize": False},
+    PartitionerName.SHARD: {"shardsPerPartition": True},
+    PartitionerName.PATHOLOGICAL: {"classesPerPartition": True},
+    PartitionerName.SIZE: {"sizes": True},
+    PartitionerName.NATURAL_ID: {"column": True},
 }
-"""Names of the parameters that each partitioner knows; it checks their values itself."""
+"""The parameters of each partitioner, True where one is required; it checks the values itself."""
 
 
 class Partitioning(Document):
@@ -159,16 +161,25 @@ class Partitioning(Document):
 
     @model_validator(mode="after")
     def _known_parameters(self) -> Self:
-        known = sorted(PARTITIONER_PARAMETERS[self.name])
+        known = PARTITIONER_PARAMETERS[self.name]
+        allowed = f"for {self.name.value}: {', '.join(known) or 'no parameters'}"
+        unknown = [name for name in self.parameters if name not in known]
+        missing = [
+            name for name, required in known.items() if required and name not in self.parameters
+        ]
         _refuse(
             [
                 Finding(
-                    ("parameters", parameter),
-                    "unknown parameter",
-                    f"for {self.name.value}: {', '.join(known) or 'no parameters'}",
+                    ("parameters", name),
+                    f'"{name}", an unknown parameter',
+                    allowed,
+                    did_you_mean(name, list(known)),
                 )
-                for parameter in self.parameters
-                if parameter not in known
+                for name in unknown
+            ]
+            + [
+                Finding(("parameters",), f"no {name}", allowed, f"parameters: {{{name}: …}}")
+                for name in missing
             ]
         )
         return self
@@ -453,6 +464,9 @@ class Output(Document):
 
 
 EVALUATOR_GROUP = "evaluator"
+"""Group of the one client that measures on evaluation.heldOut; its id is `evaluator/0`."""
+MAX_CLIENTS = 100_000
+"""Training clients of one job."""
 
 
 class Spec(Document):
@@ -517,6 +531,14 @@ class Spec(Document):
                     )
                 )
             seen.add(group.name)
+        if self.client_count > MAX_CLIENTS:
+            findings.append(
+                Finding(
+                    ("clients",),
+                    f"{self.client_count} clients in all",
+                    f"at most {MAX_CLIENTS}",
+                )
+            )
         return findings
 
     def _quorum_findings(self) -> list[Finding]:
@@ -583,7 +605,9 @@ class FederatedJob(Document):
     """One federated training."""
 
     api_version: Literal["fedlog.dev/v1alpha1"] = API_VERSION
+    """Group and version of the schema."""
     kind: Literal["FederatedJob"] = KIND
+    """What the document is."""
     metadata: Metadata
     """Name and namespace."""
     spec: Spec
