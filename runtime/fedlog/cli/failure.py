@@ -11,18 +11,21 @@ from fedlog.errors import FedlogError
 def exit_code(error: FedlogError) -> int:
     """The code that docs/reference/exit-codes.md gives for this kind of error."""
     from fedlog.job.errors import JobError
-    from fedlog.local.errors import InitialWeightsError
+    from fedlog.local.errors import TaskProcessError
+    from fedlog.server.errors import InitialModelError, TerminatedError
     from fedlog.tasks.errors import TaskError
     from fedlog.telemetry.errors import RunFolderError
     from fedlog.transport.errors import BrokerUnavailableError, FencedError, UnknownTopicError
 
     match error:
-        case InitialWeightsError():
+        case TaskProcessError():
             return error.exit_code
         case JobError() | RunFolderError():
             return exit_codes.USAGE
-        case TaskError():
+        case TaskError() | InitialModelError():
             return exit_codes.TASK
+        case TerminatedError():
+            return exit_codes.TERMINATED
         case FencedError():
             return exit_codes.REPLACED
         case BrokerUnavailableError() | UnknownTopicError():

@@ -33,7 +33,10 @@ class Child:
         log: Path,
         environment: Mapping[str, str],
     ) -> None:
-        """Start ``python -m MODULE ARGUMENTS`` with this interpreter; output goes to `log`."""
+        """Start ``python -m MODULE ARGUMENTS`` with this interpreter; output goes to `log`.
+
+        environment: all of the child's, nothing is inherited besides.
+        """
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, PARENT_VARIABLE: str(os.getpid())},
+                env={**environment, PARENT_VARIABLE: str(os.getpid())},
                 start_new_session=True,
             )
 

@@ -3,7 +3,7 @@
 LocalError
 ├── NotEnoughMemoryError   the embedded broker would not fit into memory
 ├── ProcessDiedError       the server, or so many clients that no quorum is left, ended by itself
-└── InitialWeightsError    the task's first model could not be made
+└── TaskProcessError       the task's first model could not be made, or its last one saved
 """
 
 from fedlog.errors import FedlogError
@@ -21,8 +21,11 @@ class ProcessDiedError(LocalError):
     """A process without which the run cannot go on has ended."""
 
 
-class InitialWeightsError(LocalError):
-    """The process that makes the first model failed; its last lines are in the message."""
+class TaskProcessError(LocalError):
+    """A short-lived process that loads the task failed; its last lines are in the message.
+
+    exit_code: what the command ends with.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,0 +1,101 @@
+"""The broker of a run: an embedded one of its own, or somebody's Kafka that answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlog.transport.broker_process import BrokerProcess, answers, free_port
+from fedlog.transport.embedded import EmbeddedBroker
+from fedlog.transport.errors import BrokerUnavailableError
+
+_START_S = 20.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class RunningBroker:
+    """address: `host:port[,…]`. process: the embedded broker, None where it is not ours to watch.
+    note: what a person should know about it, or empty.
+    """
+
+    address: str
+    process: BrokerProcess | None = None
+    note: str = ""
+
+    def check(self) -> None:
+        """Raise BrokerUnavailableError when the embedded broker has ended."""
+        code = None if self.process is None else self.process.poll()
+        if self.process is not None and code is not None:
+            raise BrokerUnavailableError(
+                f"{self.process.name} ended with exit code {code}: {self.process.last_words()}"
+            )
+
+
+@contextmanager
+def broker_for(address: str | None, *, keep: bool, log: Path) -> Iterator[RunningBroker]:
+    """The given broker, once it answered; without an address an embedded one, for so long.
+
+    keep: the embedded broker stays when this process ends; the note says how to stop it. log: the
+    output of a broker that is kept. Raises BrokerUnavailableError.
+    """
+    if address is not None:
+        check_answers(address)
+        yield RunningBroker(address)
+    elif keep:
+        yield _start_kept(log)
+    else:
+        with EmbeddedBroker() as broker:
+            yield RunningBroker(broker.bootstrap_servers, broker)
+
+
+def check_answers(address: str) -> None:
+    """Raise BrokerUnavailableError unless one of the servers speaks Kafka's protocol."""
+    for server in address.split(","):
+        host, colon, port = server.strip().rpartition(":")
+        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise BrokerUnavailableError(
+                f"{server.strip()!r} is not a broker's address: HOST:PORT is, several with commas"
+            )
+        if answers(host.strip("[]"), int(port)):
+            return
+    raise BrokerUnavailableError(
+        f"no Kafka broker answers at {address}: start one there (`fedlog broker`), correct "
+        "--broker or BOOTSTRAP_SERVERS, or leave both out to use the embedded broker"
+    )
+
+
+def _start_kept(log: Path) -> RunningBroker:
+    """A broker of its own, not tied to this process."""
+    port = free_port()
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+            [sys.executable, "-m", "fedlog", "broker", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ.copy(),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_S
+    while not answers("127.0.0.1", port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            raise BrokerUnavailableError(
+                f"the embedded broker did not start: {log.read_text(errors='replace').strip()}"
+            )
+        time.sleep(_POLL_S)
+    note = (
+        f"the embedded broker stays: 127.0.0.1:{port}, process {process.pid}; "
+        f"`kill {process.pid}` stops it"
+    )
+    # Not ours to wait for any more: without this Python warns that it still runs.
+    process.returncode = 0
+    return RunningBroker(f"127.0.0.1:{port}", note=note)
