@@ -116,6 +116,7 @@ class StatusServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, address: tuple[str, int], owner: StatusServer) -> None:
         self.owner = owner
