@@ -6,9 +6,10 @@ The value of a Kafka record on ``control``, ``events`` and ``journal`` is one fr
 
     bytes 0..3    ASCII "FLR1"
     bytes 4..7    length H of the header, unsigned 32-bit little-endian, at most 16 MiB
-    next H        the header: one UTF-8 JSON object
-    the rest      the payload: one encoded bulk chunk when the header's manifest is inline
-                  (`fedlog.wire.bulk`), else empty
+    next H        the header: one UTF-8 JSON object, padded at its end with spaces (0x20) so that
+                  8 + H is a multiple of 8 and the payload is aligned
+    the rest      the payload: one encoded bulk chunk, not empty, when the header's manifest is
+                  inline (`fedlog.wire.bulk`), else empty
 
 The header's ``type`` names one of the classes below; its other members are that class's fields.
 Unknown members are ignored, unknown types are refused. ``run`` is the run that a record belongs
@@ -23,11 +24,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedlog.wire.bulk import BulkManifest, Digest
+from fedlog.wire.bulk import BulkManifest, Bytes, Digest, Offset, Partition, TopicName
 from fedlog.wire.errors import LimitExceededError, UnsupportedVersionError, WireError
 
 MAGIC = b"FLR1"
 MAX_HEADER_BYTES = 16 * 2**20
+_ALIGNMENT = 8
+_MAX_DESCRIBED_ERRORS = 100
+_MAX_DESCRIPTION = 500
 _PREFIX = struct.Struct("<4sI")
 
 ClientId = Annotated[
@@ -36,7 +40,8 @@ ClientId = Annotated[
 Incarnation = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 RunId = Annotated[str, Field(min_length=1, max_length=200)]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
-Offset = Annotated[int, Field(ge=0)]
+Examples = Annotated[int, Field(ge=1, le=2**53)]
+Epoch = Annotated[int, Field(ge=1, le=2**53)]
 Reason = Annotated[str, Field(max_length=2000)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Metrics = Annotated[
@@ -82,8 +87,8 @@ class Uploading(ClientRecord):
     type: Literal["uploading"] = "uploading"
     round: Round
     base: Digest
-    topic: Annotated[str, Field(max_length=249)]
-    partition: Annotated[int, Field(ge=0)]
+    topic: TopicName
+    partition: Partition
     first_offset: Offset
 
 
@@ -97,7 +102,7 @@ class Updated(ClientRecord):
     type: Literal["updated"] = "updated"
     round: Round
     base: Digest
-    examples: Annotated[int, Field(ge=1, le=2**53)]
+    examples: Examples
     metrics: Metrics = {}
     seconds: Seconds = 0.0
     bulk: BulkManifest
@@ -110,7 +115,7 @@ class Evaluated(ClientRecord):
     version: Round
     digest: Digest
     test_set: Literal["HeldOut", "Clients"]
-    examples: Annotated[int, Field(ge=1, le=2**53)]
+    examples: Examples
     metrics: Metrics
 
 
@@ -133,9 +138,9 @@ class Left(ClientRecord):
 
 
 class ServerRecord(SmallRecord):
-    """Sent by the server of one epoch; those of an older epoch than one already seen are dropped."""
+    """Sent by the server of one epoch; readers drop those of an older epoch than they have seen."""
 
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Epoch
 
 
 class Welcome(ServerRecord):
@@ -183,7 +188,7 @@ class Announced(ServerRecord):
     evaluator: bool
     keep_training: bool
     deadline_s: Seconds
-    updates_topic: Annotated[str, Field(max_length=249)]
+    updates_topic: TopicName
 
 
 class Closed(ServerRecord):
@@ -221,7 +226,7 @@ class Accepted(BaseModel):
 
     client: ClientId
     offset: Offset
-    examples: Annotated[int, Field(ge=1)]
+    examples: Examples
     round: Round
 
 
@@ -229,7 +234,7 @@ class Head(SmallRecord):
     """Key `head`: where the run stands; all that a restarted server needs besides the log."""
 
     type: Literal["head"] = "head"
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Epoch
     version: Round
     digest: Digest
     model: BulkManifest
@@ -246,7 +251,7 @@ class Committed(SmallRecord):
     """
 
     type: Literal["committed"] = "committed"
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Epoch
     round: Round
     base: Digest
     digest: Digest
@@ -263,9 +268,16 @@ AnyRecord = EventRecord | ControlRecord | JournalRecord
 _ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="type")])
 
 
-def encode(record: AnyRecord, payload: bytes | bytearray | memoryview = b"") -> bytes:
-    """One frame. `payload` is the inline chunk of the record's manifest, or empty."""
-    header = record.model_dump_json(exclude_defaults=False).encode()
+def encode(record: AnyRecord, payload: Bytes = b"") -> bytes:
+    """One frame. `payload` is the inline chunk of the record's manifest, or empty.
+
+    Raises WireError when the payload is missing or has no manifest, and LimitExceededError when
+    the header is too long.
+    """
+    _check_payload(record, memoryview(payload))
+    header = record.model_dump_json().encode()
+    header += b" " * (-(_PREFIX.size + len(header)) % _ALIGNMENT)
+    _check_header_size(len(header))
     return b"".join((_PREFIX.pack(MAGIC, len(header)), header, payload))
 
 
@@ -281,17 +293,43 @@ def decode(value: bytes) -> tuple[AnyRecord, memoryview]:
         if magic[:3] == MAGIC[:3]:
             raise UnsupportedVersionError(f"frame version {magic!r}; this Fedlog reads {MAGIC!r}")
         raise WireError(f"not a Fedlog record: it starts with {magic!r}")
-    if length > MAX_HEADER_BYTES:
-        raise LimitExceededError(f"a header of {length} bytes; {MAX_HEADER_BYTES} are allowed")
+    _check_header_size(length)
     end = _PREFIX.size + length
     if end > len(value):
         raise WireError(f"a header of {length} bytes in a record of {len(value)}")
     try:
         record = _ADAPTER.validate_json(value[_PREFIX.size : end])
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise WireError(f"header: {where}: {first['msg']}") from None
-    except RecursionError:
-        raise LimitExceededError("header is nested too deeply") from None
-    return record, memoryview(value)[end:]
+        raise WireError(f"header: {_describe(error)}") from None
+    payload = memoryview(value)[end:]
+    _check_payload(record, payload)
+    return record, payload
+
+
+def _check_header_size(size: int) -> None:
+    if size > MAX_HEADER_BYTES:
+        raise LimitExceededError(f"a header of {size} bytes; {MAX_HEADER_BYTES} are allowed")
+
+
+def _check_payload(record: AnyRecord, payload: memoryview) -> None:
+    match record:
+        case Updated(bulk=manifest) | Announced(model=manifest) | Head(model=manifest):
+            expected = manifest.inline
+        case _:
+            expected = False
+    if expected and not payload:
+        raise WireError(f"{record.type}: the manifest is inline, but there is no payload")
+    if payload and not expected:
+        raise WireError(f"{record.type}: {len(payload)} bytes of payload that no manifest names")
+
+
+def _describe(error: ValidationError) -> str:
+    """The first error in a bounded number of printable characters: keys are the sender's."""
+    count = error.error_count()
+    if count > _MAX_DESCRIBED_ERRORS:
+        # Listing them costs seconds for a record that has one wrong member every few bytes.
+        return f"{count} members are not what they should be"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part)[:80] for part in first["loc"])
+    text = f"{where}: {first['msg']}"[:_MAX_DESCRIPTION]
+    return "".join(character if character.isprintable() else "?" for character in text)
