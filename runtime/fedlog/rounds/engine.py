@@ -300,6 +300,8 @@ class Engine:
 
     def _arrive_late(self, update: FoldUpdate) -> None:
         client = update.client
+        if self.round is not None and self.round.number == update.round:
+            self.round.outstanding.discard(client)  # it came while the round was closing
         if self.config.late_updates is LateUpdates.DISCARD or self.ended:
             self._emit(Refuse(client, "late"))
         elif update.round <= self.version - LATENESS_ROUNDS:

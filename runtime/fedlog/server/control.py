@@ -1,0 +1,52 @@
+"""The server's word on the log: the journal, and what is derived from it, in small transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedlog.transport.base import Bytes, Pending, Transport, Writer
+from fedlog.transport.topics import TopicNames
+from fedlog.wire import records
+
+_SEND_TIMEOUT_S = 30.0
+
+
+class ControlLog:
+    """Writes `control` and `journal`. Opening it fences every older server of the run."""
+
+    def __init__(self, transport: Transport, names: TopicNames, run: str) -> None:
+        self._names = names
+        self._writer: Writer = transport.writer(transactional_id=run)
+        self.work_offset: int | None = None
+        """Offset on control of the first announcement of the current work."""
+
+    def say(
+        self,
+        told: Sequence[tuple[records.ControlRecord, Bytes]],
+        journal: Sequence[records.JournalRecord] = (),
+        *,
+        new_work: bool = False,
+    ) -> None:
+        """One transaction: the journal's records first, acknowledged, then what is told.
+
+        `new_work`: the last record told is the first announcement of new work. Raises FencedError
+        when a newer server has taken over; nothing was told then.
+        """
+        with self._writer.transaction():
+            written = [self._journal(record) for record in journal]
+            for pending in written:
+                pending.result(_SEND_TIMEOUT_S)
+            sent = [
+                self._writer.send(self._names.control, records.encode(record, payload))
+                for record, payload in told
+            ]
+            offsets = [pending.result(_SEND_TIMEOUT_S) for pending in sent]
+        if new_work:
+            self.work_offset = offsets[-1]
+
+    def _journal(self, record: records.JournalRecord) -> Pending:
+        key = "head" if isinstance(record, records.Head) else f"round/{record.round}"
+        return self._writer.send(self._names.journal, records.encode(record), key=key.encode())
+
+    def close(self) -> None:
+        self._writer.close()

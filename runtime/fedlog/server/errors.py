@@ -1,0 +1,32 @@
+"""Errors of the server.
+
+ServerError
+├── RunEndedError      the run's journal says that it ended already
+├── InitialModelError  the first model could not be made
+└── TerminatedError    SIGTERM or SIGINT: no verdict
+"""
+
+from fedlog.errors import FedlogError
+
+
+class ServerError(FedlogError):
+    """The server cannot go on."""
+
+
+class RunEndedError(ServerError):
+    """A run of this name has been started before."""
+
+
+class InitialModelError(ServerError):
+    """The task could not make the first model."""
+
+
+class TerminatedError(ServerError):
+    """Somebody asked the process to end; the run is not over by that.
+
+    exit_code: TERMINATED or INTERRUPTED of `fedlog.exit_codes`.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

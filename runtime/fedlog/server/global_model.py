@@ -1,0 +1,53 @@
+"""The global model: one buffer that is at once the arrays, the wire payload and the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedlog.learning.weights import Array
+from fedlog.telemetry.run_folder import replacing
+from fedlog.wire.bulk import raw_digest
+from fedlog.wire.limits import Limits
+from fedlog.wire.tensors import decode
+
+
+class GlobalModel:
+    """A version of the model. `weights` are writable views of `payload`, so that a new version is
+    made in place, and published and saved without a copy.
+    """
+
+    def __init__(self, payload: bytearray, limits: Limits) -> None:
+        """`payload`: tensors as `fedlog.wire.tensors` writes them; owned by this object from now
+        on. Raises WireError.
+        """
+        self.payload = payload
+        self.version = 0
+        self.weights: dict[str, Array] = {}
+        whole = np.frombuffer(payload, dtype=np.uint8)
+        start = whole.ctypes.data
+        for name, view in decode(payload, limits).items():
+            offset = view.ctypes.data - start if view.size else 0
+            self.weights[name] = np.ndarray(view.shape, view.dtype, payload, offset)
+        self.digest = raw_digest([payload])
+
+    @classmethod
+    def load(cls, path: Path) -> GlobalModel:
+        payload = bytearray(path.stat().st_size)
+        with path.open("rb") as file:
+            file.readinto(payload)
+        return cls(payload, Limits.for_model(len(payload)))
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.payload)
+
+    def advance(self) -> None:
+        """The weights have been changed in place: this is the next version."""
+        self.version += 1
+        self.digest = raw_digest([self.payload])
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as file:
+            file.write(self.payload)

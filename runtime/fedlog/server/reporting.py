@@ -1,0 +1,289 @@
+"""What the server says about the run: status, round reports, metrics, the result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fedlog.job.model import FederatedJob, TestSet
+from fedlog.rounds.actions import CommitRound, Measured
+from fedlog.rounds.config import EVALUATOR
+from fedlog.rounds.engine import Engine, Phase, Work
+from fedlog.rounds.membership import MemberState
+from fedlog.telemetry.metrics import ServerMetrics
+from fedlog.telemetry.result import Best, Result
+from fedlog.telemetry.run_folder import MetricsFile, RunFolder
+from fedlog.telemetry.status import (
+    HISTORY,
+    MAX_CLIENTS,
+    MAX_WAITING,
+    ClientState,
+    ClientStatus,
+    Evaluation,
+    RoundReport,
+    Status,
+    TestSetName,
+)
+from fedlog.telemetry.status import Phase as ToldPhase
+from fedlog.telemetry.versions import installed_versions
+from fedlog.wire.bulk import BulkManifest
+
+_STATES = {
+    Work.ASKED: ClientState.TRAINING,
+    Work.ARRIVED: ClientState.UPLOADED,
+}
+
+
+@dataclass(frozen=True)
+class UpdateFacts:
+    """What a manifest tells about a folded update, for the round's report."""
+
+    bulk: BulkManifest
+    payload_bytes: int
+    metrics: Mapping[str, float]
+    examples: int
+
+
+class Reporter:
+    """Belongs to the server's main thread; `status` may be read by any."""
+
+    def __init__(self, job: FederatedJob, run: str, folder: RunFolder, digest: str) -> None:
+        self.job = job
+        self.run = run
+        self.folder = folder
+        self.metrics = ServerMetrics(job=job.metadata.name, namespace=job.metadata.namespace)
+        self.message = "waiting for clients"
+        self.refusals: Counter[str] = Counter()
+        self._started = time.monotonic()
+        self._file = MetricsFile(folder.metrics)
+        self._history: deque[RoundReport] = deque(maxlen=HISTORY)
+        self._best: Best | None = None
+        self._bytes_up = 0
+        self._bytes_down = 0
+        self._round_seconds: deque[float] = deque(maxlen=5)
+        self._round_opened = self._started
+        self._put(RoundReport(round=0, version=0, digest=digest, seconds=0.0))
+        self.status: Status
+
+    def round_opened(self) -> None:
+        self._round_opened = time.monotonic()
+
+    def published(self, manifest: BulkManifest, payload_bytes: int) -> None:
+        self._bytes_down += encoded_bytes(manifest, payload_bytes)
+
+    def committed(
+        self,
+        commit: CommitRound,
+        digest: str,
+        facts: Iterable[UpdateFacts],
+        *,
+        model: BulkManifest,
+        model_payload_bytes: int,
+        learning_rate: float,
+        aggregation_s: float,
+    ) -> None:
+        """A round is on the journal."""
+        facts = list(facts)
+        now = time.monotonic()
+        seconds = now - self._round_opened
+        self._round_opened = now
+        self._round_seconds.append(seconds)
+        reasons = Counter(reason.split(":")[0] for reason in commit.refused.values())
+        reasons.update(self.refusals)
+        self.refusals.clear()
+        up = sum(encoded_bytes(fact.bulk, fact.payload_bytes) for fact in facts)
+        down = encoded_bytes(model, model_payload_bytes)
+        self._bytes_up += up
+        report = RoundReport(
+            round=commit.round,
+            version=commit.round,
+            digest=digest,
+            seconds=seconds,
+            wanted=commit.wanted,
+            selected=commit.selected,
+            accepted=len(commit.accepted),
+            late=commit.late,
+            refused=dict(reasons),
+            lost=len(commit.lost),
+            participants=tuple(update.client for update in commit.accepted[:MAX_CLIENTS]),
+            train_metrics=_weighted(facts),
+            bytes_up=up,
+            bytes_down=down,
+            bytes_raw_up=sum(fact.bulk.size for fact in facts),
+            bytes_raw_down=model.size,
+            learning_rate=learning_rate,
+            aggregation_seconds=aggregation_s,
+        )
+        self._put(report)
+        self.message = (
+            f"round {commit.round}: {len(commit.accepted)} of {commit.selected} updates"
+            + (", below the quorum" if commit.below_quorum else "")
+        )
+
+    def measured(self, measured: Measured, *, kept_as: str | None) -> None:
+        """A version's figures on one test set are complete. kept_as: file of the best version."""
+        figures = measured.figures
+        evaluation = Evaluation(
+            version=measured.version,
+            examples=figures.examples,
+            clients=figures.clients,
+            metrics=dict(figures.metrics),
+        )
+        for report in self._history:
+            if report.version == measured.version:
+                merged = {**report.evaluations, measured.test_set.value: evaluation}
+                self._put(report.model_copy(update={"evaluations": merged}))
+                if measured.best:
+                    self._note_best(report, measured, kept_as)
+                return
+
+    def _note_best(self, report: RoundReport, measured: Measured, kept_as: str | None) -> None:
+        stop = self.job.spec.stop_when
+        name = "accuracy" if stop is None else stop.metric
+        self._best = Best(
+            version=measured.version,
+            digest=report.digest,
+            metric=name,
+            test_set=measured.test_set.value,
+            value=measured.figures.metrics[name],
+            model=kept_as,
+        )
+
+    def _put(self, report: RoundReport) -> None:
+        for index, known in enumerate(self._history):
+            if known.round == report.round:
+                self._history[index] = report
+                break
+        else:
+            self._history.append(report)
+        self._file.put(report)
+        self.metrics.observe(report)
+
+    def latest(self, version: int) -> dict[TestSetName, dict[str, float]]:
+        """The figures of this version, by test set."""
+        for report in self._history:
+            if report.version == version:
+                return {name: dict(e.metrics) for name, e in report.evaluations.items()}
+        return {}
+
+    def _newest_figures(self) -> dict[TestSetName, dict[str, float]]:
+        newest: dict[TestSetName, dict[str, float]] = {}
+        for report in self._history:
+            for name, evaluation in report.evaluations.items():
+                newest[name] = dict(evaluation.metrics)
+        return newest
+
+    def update_status(self, engine: Engine, now: float) -> None:
+        """Make a new `status` of where the engine stands. now: on the engine's clock."""
+        deadline = engine.deadline()
+        rounds = self.job.spec.rounds
+        current = engine.round
+        number = current.number if current is not None else engine.version
+        members = engine.membership.members
+        lost = sum(member.state is MemberState.LOST for member in members.values())
+        evaluator = engine.membership.is_live(EVALUATOR)
+        self.status = Status.model_construct(
+            run=self.run,
+            job=self.job.metadata.name,
+            namespace=self.job.metadata.namespace,
+            phase=ToldPhase(engine.phase.value),
+            round=min(number, rounds),
+            rounds=rounds,
+            clients_desired=self.job.spec.client_count,
+            clients_joined=engine.membership.live_count - evaluator,
+            clients_lost=lost,
+            waiting_for=tuple(engine.waiting_for()[:MAX_WAITING]),
+            deadline_s=None if engine.ended or math.isinf(deadline) else max(0.0, deadline - now),
+            metrics=self._newest_figures(),
+            history=tuple(self._history),
+            clients=self._clients(engine, now),
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            eta_s=self._eta(engine),
+            message=self.message,
+            seconds=time.monotonic() - self._started,
+            versions=installed_versions(),
+        )
+        self.metrics.set_status(self.status)
+
+    def _clients(self, engine: Engine, now: float) -> tuple[ClientStatus, ...]:
+        listed = []
+        for client, member in list(engine.membership.members.items())[:MAX_CLIENTS]:
+            work = engine.round.cohort.get(client) if engine.round is not None else None
+            state = ClientState.IDLE
+            if member.state is not MemberState.LIVE:
+                state = ClientState(member.state.value)
+            elif engine.phase is Phase.JOINING:
+                state = ClientState.JOINED
+            elif member.finishing is not None:
+                state = ClientState.TRAINING
+            elif work is not None:
+                state = _STATES.get(work, ClientState.IDLE)
+            listed.append(
+                ClientStatus.model_construct(
+                    id=client,
+                    state=state,
+                    round=engine.round.number if work is not None and engine.round else None,
+                    last_seen_s=max(0.0, now - member.seen),
+                )
+            )
+        return tuple(listed)
+
+    def _eta(self, engine: Engine) -> float | None:
+        if not self._round_seconds or engine.ended:
+            return None
+        mean = sum(self._round_seconds) / len(self._round_seconds)
+        return max(0.0, mean * (self.job.spec.rounds - engine.version))
+
+    def result(self, engine: Engine, reason: str, digest: str, model: str | None) -> Result:
+        test_set = self.job.spec.decisive_test_set
+        figures = self.latest(engine.version)
+        return Result(
+            run=self.run,
+            job=self.job.metadata.name,
+            namespace=self.job.metadata.namespace,
+            outcome="Complete" if engine.phase is Phase.COMPLETE else "Failed",
+            reason=reason,
+            rounds=engine.version,
+            rounds_wanted=self.job.spec.rounds,
+            metrics=figures,
+            test_set=_decisive(test_set, figures),
+            participation=dict(engine.participation),
+            digest=digest,
+            seconds=time.monotonic() - self._started,
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            model=model,
+            best=self._best,
+            versions=installed_versions(),
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _decisive(test_set: TestSet, figures: Mapping[str, object]) -> TestSet | None:
+    if test_set.value in figures:
+        return test_set
+    return next((other for other in TestSet if other.value in figures), None)
+
+
+def encoded_bytes(manifest: BulkManifest, payload_bytes: int) -> int:
+    """Bytes of a payload as it travelled: inline, or estimated by its raw size where chunks are
+    not compressed; compressed chunks are counted as they were read.
+    """
+    return payload_bytes if manifest.inline else manifest.size
+
+
+def _weighted(facts: Iterable[UpdateFacts]) -> dict[str, float]:
+    """Means of the clients' training figures, weighted by examples."""
+    totals: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for fact in facts:
+        for name, value in fact.metrics.items():
+            totals[name] = totals.get(name, 0.0) + fact.examples * value
+            weights[name] = weights.get(name, 0) + fact.examples
+    return {name: total / weights[name] for name, total in totals.items()}

@@ -1,0 +1,399 @@
+"""One run, from its first word to its last: events in, the engine's actions out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from fedlog.job.model import Compression, DeletionPolicy, FederatedJob, LateUpdates
+from fedlog.job.schedule import learning_rate
+from fedlog.learning.errors import LearningError
+from fedlog.learning.strategies import Aggregation, make_strategy
+from fedlog.learning.weights import Update
+from fedlog.rounds import actions as do
+from fedlog.rounds import events as happened
+from fedlog.rounds.config import RoundsConfig
+from fedlog.rounds.engine import Engine
+from fedlog.server.control import ControlLog
+from fedlog.server.errors import TerminatedError
+from fedlog.server.folding import Folder
+from fedlog.server.global_model import GlobalModel
+from fedlog.server.intake import Intake
+from fedlog.server.reporting import Reporter, UpdateFacts
+from fedlog.server.retention import BulkTopic
+from fedlog.telemetry.result import Result
+from fedlog.telemetry.run_folder import RunFolder
+from fedlog.transport.base import Bytes, Transport
+from fedlog.transport.bulk import upload
+from fedlog.transport.topics import topic_names, topic_specs
+from fedlog.wire import records
+from fedlog.wire.bulk import BulkManifest
+from fedlog.wire.limits import Limits
+
+log = logging.getLogger(__name__)
+
+FAREWELL_S = 10.0
+"""How long the server stays after its last word, so that clients can read it."""
+_POLL_S = 0.25
+_POLL_WHILE_FOLDING_S = 0.005
+_UPLOAD_TIMEOUT_S = 600.0
+_STATUS_EVERY_S = 0.2
+_EPOCH = 1
+
+
+class ServerSession:
+    """Owns what a run needs besides the log: engine, model, running sum."""
+
+    def __init__(
+        self,
+        job: FederatedJob,
+        run: str,
+        transport: Transport,
+        control: ControlLog,
+        created: set[str],
+        folder: RunFolder,
+        model: GlobalModel,
+        reporter: Reporter,
+    ) -> None:
+        """created: the topics that this run created; it may delete those, and no others."""
+        self._job, self._run = job, run
+        self._transport, self._control = transport, control
+        self._created, self._folder = created, folder
+        self._model, self._reporter = model, reporter
+        self._names = topic_names(job, run)
+        self._writer = transport.writer()
+        self._events = transport.reader(self._names.events, start=0, dense=True)
+        self._intake = Intake(run)
+        specs = {spec.name: spec for spec in topic_specs(job, self._names)}
+        self._models, self._updates = (
+            BulkTopic(transport, specs[name], created, self._end_offset)
+            for name in (self._names.model, self._names.updates)
+        )
+        self._strategy = make_strategy(job.spec.strategy)
+        self._strategy_state = self._strategy.init(model.weights)
+        self._aggregation: Aggregation | None = None
+        self._chunk_bytes = job.spec.communication.max_message_bytes
+        self._folder_of_updates = Folder(
+            transport, self._fold, Limits.for_model(model.size_bytes), self._chunk_bytes
+        )
+        self._folding_s = 0.0
+        self._manifest: BulkManifest
+        self._inline: Bytes = b""
+        self._welcomes: dict[str, do.WelcomeClient] = {}
+        self._announced: tuple[int, str] | None = None
+        self._finish: do.Finish | None = None
+        self._next_status = 0.0
+        self._engine = Engine(RoundsConfig.of(job), digest=model.digest, now=time.monotonic())
+        reporter.update_status(self._engine, time.monotonic())
+
+    # ---- the main path --------------------------------------------------------------------------
+
+    def federate(self, turn: Callable[[], None]) -> Result:
+        """Run to the end. `turn` is called a few times a second and may raise."""
+        self._publish_model()
+        self._control.say([], [self._head()])
+        while self._finish is None:
+            turn()
+            self._read_events()
+            self._update_status()
+        return self._end(self._finish, turn)
+
+    def _read_events(self) -> None:
+        folding = self._folder_of_updates.in_flight > 0
+        batch = self._events.poll(_POLL_WHILE_FOLDING_S if folding else _POLL_S)
+        for record in batch:
+            event = self._intake.take(record)
+            if event is not None:
+                self._step(event)
+        for result in self._folder_of_updates.results():
+            self._step(result)
+        self._step(happened.EventsRead(self._events.position, at_end=len(batch) < 1000))
+        self._send_welcomes()
+
+    def _step(self, event: happened.Event) -> None:
+        """Take one event and everything that follows from it."""
+        waiting: deque[happened.Event] = deque([event])
+        while waiting:
+            event = waiting.popleft()
+            actions = self._engine.step(event, time.monotonic())
+            for action in actions:
+                answer = self._do(action)
+                if answer is not None:
+                    waiting.append(answer)
+            refused = any(isinstance(action, do.Refuse) for action in actions)
+            if refused and isinstance(event, happened.UpdateArrived):
+                self._intake.drop(event.offset)
+
+    def _do(self, action: do.Action) -> happened.Event | None:
+        match action:
+            case do.WelcomeClient():
+                self._welcomes[action.client] = action
+            case do.Announce():
+                self._announce(action)
+            case do.FoldUpdate():
+                return self._folder_of_updates.submit(action, *self._intake.manifest(action.offset))
+            case do.TakeCut():
+                return happened.CutTaken(self._events.end_offset())
+            case do.CommitRound():
+                try:
+                    return self._commit(action)
+                except LearningError as error:
+                    return happened.Aborted(str(error))
+            case do.Measured():
+                self._measured(action)
+            case do.Refuse():
+                self._intake.refusals[action.reason.split(":")[0]] += 1
+                log.info("%s: refused: %s", action.client, action.reason)
+            case do.Notice():
+                log.log(logging.getLevelNamesMapping()[action.level.upper()], action.message)
+                self._reporter.message = action.message
+            case do.Finish():
+                self._finish = action
+        return None
+
+    # ---- what is told ---------------------------------------------------------------------------
+
+    def _send_welcomes(self) -> None:
+        if not self._welcomes:
+            return
+        welcomes, self._welcomes = self._welcomes, {}
+        record = records.Welcome(
+            run=self._run,
+            epoch=_EPOCH,
+            clients={client: w.incarnation for client, w in welcomes.items()},
+            committed={c: w.committed for c, w in welcomes.items() if w.committed is not None},
+            announcement=self._control.work_offset,
+        )
+        self._control.say([(record, b"")])
+
+    def _announcement(self, announce: do.Announce) -> tuple[records.Announced, Bytes]:
+        """`announce` on the current version as a record with its payload."""
+        spec = self._job.spec
+        training = None
+        if announce.training:
+            training = records.Training(
+                local_epochs=spec.training.local_epochs,
+                batch_size=spec.training.batch_size,
+                learning_rate=learning_rate(spec.training, announce.round - 1, spec.rounds),
+            )
+        record = records.Announced(
+            run=self._run,
+            epoch=_EPOCH,
+            round=announce.round,
+            version=announce.version,
+            base=self._model.digest,
+            model=self._manifest,
+            cohort=announce.cohort,
+            training=training,
+            evaluate=announce.evaluate,
+            evaluator=announce.evaluator,
+            keep_training=spec.participation.late_updates is LateUpdates.FOLD_NEXT,
+            deadline_s=announce.deadline_s,
+            updates_topic=self._updates.current,
+        )
+        return record, self._inline
+
+    def _announce(self, announce: do.Announce) -> None:
+        again = announce.training and self._announced == (announce.round, self._model.digest)
+        self._announced = (announce.round, self._model.digest)
+        if not again:
+            self._reporter.round_opened()
+        self._control.say([self._announcement(announce)], new_work=not again)
+        what = "training" if announce.training else "evaluation"
+        log.info("round %d: %s asked of %d clients", announce.round, what, len(announce.cohort))
+
+    def _head(self, outcome: do.Finish | None = None) -> records.Head:
+        return records.Head(
+            run=self._run,
+            epoch=_EPOCH,
+            version=self._model.version,
+            digest=self._model.digest,
+            model=self._manifest,
+            events_offset=self._events.position,
+            created_topics=tuple(sorted(self._created)),
+            deadline_s=None,
+            outcome=None if outcome is None else outcome.outcome,
+            reason="" if outcome is None else outcome.message,
+        )
+
+    # ---- a round --------------------------------------------------------------------------------
+
+    def _fold(self, update: Update) -> None:
+        if self._aggregation is None:
+            self._aggregation = self._strategy.begin(self._model.weights, self._strategy_state)
+        self._aggregation.fold(update)
+
+    def _commit(self, commit: do.CommitRound) -> happened.RoundCommitted:
+        """Make the version, write it, journal it; then tell everybody."""
+        base = self._model.digest
+        aggregation = self._aggregation
+        if aggregation is None:
+            raise RuntimeError("a round without an update cannot be committed")
+        self._aggregation = None
+        self._strategy_state = aggregation.close_into(self._model.weights)
+        del aggregation
+        self._model.advance()
+        facts = self._facts(commit)
+        self._trim(commit, facts)
+        self._publish_model()
+
+        following = commit.following
+        told: list[tuple[records.ControlRecord, Bytes]] = [(self._closed(commit), b"")]
+        if following is not None:
+            told.append(self._announcement(following))
+            self._announced = (following.round, self._model.digest)
+        self._control.say(
+            told, [self._committed(commit, base), self._head()], new_work=following is not None
+        )
+
+        folding_s = self._folder_of_updates.seconds - self._folding_s
+        self._folding_s = self._folder_of_updates.seconds
+        self._reporter.refusals.update(self._intake.refusals)
+        self._intake.refusals.clear()
+        spec = self._job.spec
+        self._reporter.committed(
+            commit,
+            self._model.digest,
+            facts,
+            model=self._manifest,
+            model_payload_bytes=len(self._inline),
+            learning_rate=learning_rate(spec.training, commit.round - 1, spec.rounds),
+            aggregation_s=folding_s,
+        )
+        every = spec.output.checkpoint_every
+        if every is not None and commit.round % every == 0:
+            self._model.save(self._folder.checkpoint(commit.round))
+        log.info("round %d committed: %d updates", commit.round, len(commit.accepted))
+        return happened.RoundCommitted(commit.round, self._model.digest)
+
+    def _facts(self, commit: do.CommitRound) -> list[UpdateFacts]:
+        facts = []
+        for update in commit.accepted:
+            manifest, payload = self._intake.manifest(update.offset)
+            facts.append(
+                UpdateFacts(manifest.bulk, len(payload), manifest.metrics, update.examples)
+            )
+        self._intake.keep_only({update.offset for update in self._engine.late.values()})
+        return facts
+
+    def _closed(self, commit: do.CommitRound) -> records.Closed:
+        return records.Closed(
+            run=self._run,
+            epoch=_EPOCH,
+            round=commit.round,
+            version=commit.round,
+            digest=self._model.digest,
+            accepted={update.client: update.offset for update in commit.accepted},
+            refused=dict(commit.refused),
+        )
+
+    def _committed(self, commit: do.CommitRound, base: str) -> records.Committed:
+        return records.Committed(
+            run=self._run,
+            epoch=_EPOCH,
+            round=commit.round,
+            base=base,
+            digest=self._model.digest,
+            accepted=tuple(
+                records.Accepted(
+                    client=update.client,
+                    offset=update.offset,
+                    examples=update.examples,
+                    round=update.round,
+                )
+                for update in commit.accepted
+            ),
+            refused=dict(commit.refused),
+        )
+
+    def _publish_model(self) -> None:
+        codec = self._job.spec.communication.compression
+        self._manifest, self._inline = upload(
+            self._writer,
+            [self._model.payload],
+            topic=self._models.current,
+            partition=0,
+            chunk_bytes=self._chunk_bytes,
+            codec="zstd" if codec is Compression.ZSTD else "none",
+            timeout_s=_UPLOAD_TIMEOUT_S,
+        )
+        if not self._manifest.inline:
+            self._models.wrote(self._manifest.size)
+        self._reporter.published(self._manifest, len(self._inline))
+
+    def _trim(self, commit: do.CommitRound, facts: list[UpdateFacts]) -> None:
+        """Let go of bulk that cannot count any more."""
+        self._updates.wrote(sum(fact.bulk.size for fact in facts if not fact.bulk.inline))
+        finishing = [
+            member.finishing
+            for member in self._engine.membership.members.values()
+            if member.finishing is not None
+        ]
+        late = [update.round for update in self._engine.late.values()]
+        self._updates.end_round(commit.round, min([commit.round, *finishing, *late]))
+        self._models.end_round(commit.round, commit.round)
+
+    def _end_offset(self, topic: str, partition: int) -> int:
+        reader = self._transport.reader(topic, partition=partition, start=None)
+        try:
+            return reader.end_offset()
+        finally:
+            reader.close()
+
+    def _measured(self, measured: do.Measured) -> None:
+        kept_as = None
+        if measured.best and self._job.spec.output.keep_best:
+            path = self._folder.checkpoints / "best.safetensors"
+            self._model.save(path)
+            kept_as = str(path.relative_to(self._folder.path))
+        self._reporter.measured(measured, kept_as=kept_as)
+        named = ", ".join(f"{k} {v:.4g}" for k, v in sorted(measured.figures.metrics.items()))
+        log.info("version %d on %s: %s", measured.version, measured.test_set.value, named)
+
+    def _update_status(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_status:
+            self._next_status = now + _STATUS_EVERY_S
+            self._reporter.update_status(self._engine, now)
+
+    # ---- the end --------------------------------------------------------------------------------
+
+    def _end(self, finish: do.Finish, turn: Callable[[], None]) -> Result:
+        """Write the result, tell everybody, wait for farewells, delete what this run created."""
+        log.info("%s: %s", finish.outcome, finish.message)
+        self._reporter.message = finish.message
+        self._model.save(self._folder.model)
+        result = self._reporter.result(
+            self._engine, finish.message, self._model.digest, self._folder.model.name
+        )
+        self._reporter.close()
+        self._folder.write_result(result)
+        self._reporter.update_status(self._engine, time.monotonic())
+        stopped = records.Stopped(
+            run=self._run,
+            epoch=_EPOCH,
+            outcome=finish.outcome,
+            reason=finish.message[:2000],
+            round=self._model.version,
+        )
+        self._control.say([(stopped, b"")], [self._head(finish)])
+        deadline = time.monotonic() + FAREWELL_S
+        while self._engine.membership.live_count and time.monotonic() < deadline:
+            try:
+                turn()
+            except TerminatedError:
+                break  # the verdict stands
+            for record in self._events.poll(_POLL_S):
+                event = self._intake.take(record)
+                if isinstance(event, happened.ClientLeft | happened.ClientJoined):
+                    self._engine.step(event, time.monotonic())
+        if self._job.spec.kafka.topics.deletion_policy is DeletionPolicy.DELETE:
+            self._transport.delete_topics(sorted(self._created))
+        return result.model_copy(update={"folder": self._folder.path})
+
+    def close(self) -> None:
+        self._folder_of_updates.close()
+        self._events.close()
+        self._writer.close()
