@@ -17,6 +17,7 @@ from fedlog.local.placement import Worker, thread_environment
 from fedlog.local.supervisor import Supervisor
 from fedlog.telemetry.run_folder import RunFolder
 from fedlog.telemetry.status import Status
+from fedlog.transport.topics import run_id
 
 _TASK_S = 900.0
 """Longest time for making the first model or saving the last: a task may load much for it."""
@@ -72,6 +73,11 @@ class Federation:
         self._run = secrets.token_hex(4)
         self._children: list[Child] = []
 
+    @property
+    def run_id(self) -> str:
+        """The run's name in records and topics."""
+        return run_id(self._job_file.job, self._run)
+
     def make_initial_weights(self) -> Path:
         """The first model as a safetensors file.
 
@@ -82,7 +88,13 @@ class Federation:
         return path
 
     def save_model(self) -> None:
-        """The last model in its library's own format, where the task can write it."""
+        """Write the last model in its library's own format, where the task can.
+
+        Raises TaskProcessError.
+        """
+        if self._folder.model.exists():
+            model, output = str(self._folder.model), str(self._folder.keras_model)
+            self._run_task("save", "fedlog.local.saving", "--model", model, "--output", output)
 
     def run(
         self,
@@ -165,10 +177,19 @@ class Federation:
             *arguments,
             environment=thread_environment(cores(), 1),
         )
-        ended = wait_all([child], _TASK_S)
-        if not ended:
-            raise TaskProcessError(
-                f"{name} was not done after {_TASK_S:g} s: {child.tail()}", exit_codes.TASK
-            )
+        try:
+            ended = wait_all([child], _TASK_S)
+            if not ended:
+                raise TaskProcessError(
+                    f"{name} was not done after {_TASK_S:g} s; its last lines ({child.log}):\n"
+                    f"{child.tail()}",
+                    exit_codes.TASK,
+                )
+        finally:
+            end_all([child])
+            self._children.remove(child)
+        if child.exit_code == exit_codes.TASK:
+            # It said what is wrong in words of its own.
+            raise TaskProcessError(child.tail().removeprefix("error: "), exit_codes.TASK)
         if child.exit_code != exit_codes.OK:
-            raise TaskProcessError(child.obituary(), child.exit_code or exit_codes.TASK)
+            raise TaskProcessError(child.obituary(), exit_codes.TASK)

@@ -24,8 +24,10 @@ from fedlog.local.federation import Federation, all_clients, cores
 from fedlog.local.memory import check_fits
 from fedlog.local.placement import place
 from fedlog.local.substitution import substitutions, with_data
+from fedlog.telemetry.progress import Progress
+from fedlog.telemetry.report import write_report
 from fedlog.telemetry.result import Result
-from fedlog.telemetry.run_folder import RunFolder
+from fedlog.telemetry.run_folder import RunFolder, read_metrics
 from fedlog.telemetry.status import Status
 
 JobLike = FederatedJob | JobFile | Mapping[str, Any] | str | Path
@@ -63,31 +65,42 @@ def run(
     """
     given = dict(data or {})
     job_file = with_data(_read(job, overrides), given)
+    placed = place(all_clients(job_file), cores=cores(), workers=workers, isolate=isolate)
     with ExitStack() as stack:
         stack.enter_context(_sigterm_unwinds())
         folder = RunFolder.create(Path(runs).absolute(), job_file.job.metadata.name)
         folder.write_job(dump(job_file))
-        display = stack.enter_context(Display(quiet=quiet))
+        display = stack.enter_context(Progress(quiet=quiet))
         display.say(f"run folder: {folder.path}")
         for line in substitutions(job_file.job, given, embedded_broker=broker is None):
             display.say(line)
 
-        placed = place(all_clients(job_file), cores=cores(), workers=workers, isolate=isolate)
         federation = Federation(job_file, folder, placed, log_level=log_level)
-        stack.callback(federation.end)
+        stack.enter_context(_verdict_on_failure(federation.run_id, job_file.job, folder))
         initial = federation.make_initial_weights()
         if broker is None:
             check_fits(job_file.job.spec, initial.stat().st_size, psutil.virtual_memory().available)
-        running = stack.enter_context(
-            broker_for(broker, keep=keep_broker, log=folder.logs / "broker.log")
-        )
-        if running.note:
-            stack.callback(display.say, running.note)
 
         def tell(status: Status) -> None:
             display.update(status)
             if on_status is not None:
                 on_status(status)
+
+        log = folder.logs / "broker.log"
+        with broker_for(broker, keep=keep_broker, log=log) as running:
+            try:
+                federation.run(running, initial, on_status=tell, say=display.say)
+            finally:
+                federation.end()
+                if running.note:
+                    display.say(running.note)
+        initial.unlink()
+        federation.save_model()
+        result = Result.load(folder.path)
+        write_report(folder)
+        _copy_output(job_file, folder)
+        display.finish(result)
+        display.say(f"report: {folder.report}")
     return result
 
 
@@ -132,3 +145,38 @@ def _sigterm_unwinds() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _verdict_on_failure(run_id: str, job: FederatedJob, folder: RunFolder) -> Iterator[None]:
+    """A run that could not go on has a result.json, too, unless the server wrote one."""
+    try:
+        yield
+    except FedlogError as error:
+        if not folder.result.exists():
+            folder.write_result(
+                Result(
+                    run=run_id,
+                    job=job.metadata.name,
+                    namespace=job.metadata.namespace,
+                    outcome="Failed",
+                    reason=str(error),
+                    rounds=max(
+                        (report.round for report in read_metrics(folder.metrics)), default=0
+                    ),
+                    rounds_wanted=job.spec.rounds,
+                )
+            )
+        raise
+
+
+def _copy_output(job_file: JobFile, folder: RunFolder) -> None:
+    """What `spec.output.path` asks for beside the run folder: everything but the logs."""
+    path = job_file.job.spec.output.path
+    if path is not None:
+        shutil.copytree(
+            folder.path,
+            job_file.base / path,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("logs"),
+        )
