@@ -29,6 +29,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 _JSON_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")
 )
+_UNICODE_BREAK = re.compile("[\x85\u2028\u2029\ufeff]")
 _INTEGER = re.compile(r"^(?:[-+]?(?:0[0-7]*|[1-9][0-9_]*)|0o[0-7]+|0x[0-9a-fA-F]+|0b[01]+)$")
 _FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -89,7 +90,8 @@ class Dumper(_Resolver, yaml.SafeDumper):
 
 
 def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
+    # PyYAML writes Unicode's own line breaks bare, and reads them as plain ones: escape those.
+    style = '"' if _UNICODE_BREAK.search(text) else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

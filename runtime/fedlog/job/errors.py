@@ -35,8 +35,9 @@ class Problem:
 
 
 class JobError(FedlogError):
-    """The job cannot be used. str() is one readable block per problem."""
+    """The job cannot be used. str() is a line, then one readable block per problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n\n".join(map(str, problems)))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n\n".join([f"the job has {count}", *map(str, problems)]))
         self.problems = tuple(problems)
