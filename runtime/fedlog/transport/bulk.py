@@ -128,8 +128,9 @@ def download(
     payload = memoryview(buffer)[: manifest.size]
     raw = RawDigest()
     received = 0
-    for index, encoded in enumerate(_encoded_chunks(reader, manifest, inline, timeout_s)):
-        if chunk_digest(encoded) != digests[index]:
+    chunks = _encoded_chunks(reader, manifest, inline, timeout_s)
+    for index, (digest, encoded) in enumerate(zip(digests, chunks, strict=False)):
+        if chunk_digest(encoded) != digest:
             raise DigestMismatchError(
                 f"chunk {index} of {len(digests)} does not have the digest of its manifest"
             )
