@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,23 @@ def test_equals_flowers_fedavg_on_the_same_updates():
         # relative to the terms and not to what is left of them: so to the tensor's largest value.
         cancelled = np.abs(theirs).max() if layout[name].dtype == np.float32 else 0
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * cancelled)
+
+
+def test_nothing_of_the_size_of_a_model_is_allocated_beside_the_accumulators():
+    base = {"w": np.ones((1000, 1000), np.float32), "v": np.ones(1_000_000, np.float32)}
+    delta = {name: array * np.float32(0.5) for name, array in base.items()}
+    tracemalloc.start()
+    try:
+        mean = WeightedMean(base)
+        accumulators, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(3):
+            mean.fold(update(delta))
+        mean.close_into(base)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Float64 accumulators take 16 MB, one block 128 KiB; a temporary of one tensor would be 4 MB.
+    assert 16_000_000 <= accumulators < 16_500_000
+    assert peak < accumulators + 500_000
+    assert (base["w"] == 1.5).all()

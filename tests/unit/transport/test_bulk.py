@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -257,3 +258,20 @@ def test_a_manifest_above_the_limit_is_refused_before_anything_is_read(log: Memo
     log.delete_topics([TOPIC])
     with pytest.raises(LimitExceededError):
         get(log, manifest, limits=Limits(max_payload_bytes=manifest.size - 1))
+
+
+def test_downloading_into_a_buffer_holds_no_second_copy():
+    log = MemoryTransport()
+    log.create_topics([TopicSpec(TOPIC)])
+    payload = np.random.default_rng(0).bytes(20_000_000)
+    manifest = put(log, [payload], partition=0, chunk_bytes=900_000, codec="zstd")
+    into = bytearray(len(payload))
+    reader = log.bulk_reader(900_000)
+    tracemalloc.start()
+    try:
+        view = download(reader, manifest, b"", limits=Limits(len(payload)), into=into, timeout_s=60)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert view == payload
+    assert peak < 3_000_000  # a chunk as it travelled, and decompressed

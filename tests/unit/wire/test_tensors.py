@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -257,3 +258,15 @@ def test_a_flipped_byte_is_refused_or_decoded(data: st.DataObject):
 def test_raw_digest_is_independent_of_the_buffers():
     whole = payload(EXAMPLE)
     assert raw_digest(encode(EXAMPLE)) == raw_digest([whole]) == raw_digest([whole[:3], whole[3:]])
+
+
+def test_decoding_allocates_no_copy_of_the_data():
+    buffer = payload({"w": np.ones(1_000_000), "m": np.ones(1_000_000, np.float32)})
+    tracemalloc.start()
+    try:
+        found = decode(buffer, Limits.for_model(12_000_000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["w"].sum() == 1_000_000
+    assert peak < 100_000
