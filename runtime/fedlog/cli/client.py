@@ -51,6 +51,15 @@ def client(
     clients: Annotated[
         str | None, typer.Option(hidden=True, help="Several clients, `a/0,a/1`, in one process.")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="FEDLOG_THREADS",
+            help="Most threads for numeric libraries.",
+            show_default="as they choose",
+        ),
+    ] = None,
     log_level: LogLevelOption = "info",
 ) -> None:
     """Take part in a job: wait for its rounds, train on this client's data, send updates.
@@ -59,6 +68,7 @@ def client(
     is over, 2 wrong file or command line, 3 the task or its data cannot be used, 4 another
     process took over this client, 69 no broker or no word from the server, 143 SIGTERM.
     """
+    from fedlog.client.worker import Worker
     from fedlog.local.substitution import with_data
     from fedlog.telemetry import logs
 
@@ -74,4 +84,12 @@ def client(
         job=job_file.job.metadata.name,
         client=ids[0] if len(ids) == 1 else "",
     )
-    raise typer.Exit(_run(job_file, ids, run, broker_address(broker, job_file), label))
+    worker = Worker(
+        job_file,
+        ids,
+        run=run,
+        bootstrap_servers=broker_address(broker, job_file),
+        threads=threads,
+        label=label,
+    )
+    raise typer.Exit(worker.run())

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from fedlog.job.loading import JobFile
 
 DEFAULT_PORT = 9094
-DEFAULT_BROKER = f"localhost:{DEFAULT_PORT}"
-"""Where `fedlog server` and `fedlog client` look when neither flag, variable nor job says."""
+"""`fedlog broker` listens here: server and clients look at localhost:9094 unless they are told
+otherwise."""
 
 REDUCED_EXAMPLES = 1000
 """Training examples per client that REDUCED_DATA_SIZE=1 stands for; a larger number is itself."""
@@ -51,7 +51,9 @@ def read_job(
 
 def broker_address(given: str | None, job_file: JobFile) -> str:
     """The flag or variable, else the job's, else the default."""
-    return given or job_file.job.spec.kafka.bootstrap_servers or DEFAULT_BROKER
+    from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS
+
+    return given or job_file.job.spec.kafka.bootstrap_servers or DEFAULT_BOOTSTRAP_SERVERS
 
 
 def quiet_tensorflow() -> None:

@@ -25,7 +25,7 @@ def exit_code(error: FedlogError) -> int:
         case TaskError() | InitialModelError():
             return exit_codes.TASK
         case TerminatedError():
-            return exit_codes.TERMINATED
+            return error.exit_code
         case FencedError():
             return exit_codes.REPLACED
         case BrokerUnavailableError() | UnknownTopicError():

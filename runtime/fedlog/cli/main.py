@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from fedlog import exit_codes
-from fedlog.cli import broker, client, failure, run, server
+from fedlog.cli import broker, client, failure, jobs, report, run, server
 from fedlog.errors import FedlogError
-from fedlog.local.lifeline import tie_to_parent
 
 _LEARN = "Learn"
 _BY_HAND = "By hand, one process each"
@@ -53,7 +52,11 @@ def _options(
     _Debug.on = debug
 
 
+app.command("init", rich_help_panel=_LEARN)(jobs.init)
 app.command("run", rich_help_panel=_LEARN)(run.run)
+app.command("report", rich_help_panel=_LEARN)(report.report)
+app.command("validate", rich_help_panel=_JOB)(jobs.validate)
+app.command("schema", rich_help_panel=_JOB)(jobs.schema)
 app.command("server", rich_help_panel=_BY_HAND)(server.server)
 app.command("client", rich_help_panel=_BY_HAND)(client.client)
 app.command("broker", rich_help_panel=_BY_HAND)(broker.broker)
@@ -61,7 +64,6 @@ app.command("broker", rich_help_panel=_BY_HAND)(broker.broker)
 
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
-    tie_to_parent()
     try:
         app()
     except FedlogError as error:

@@ -25,8 +25,8 @@ SetOption: TypeAlias = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Change a field of the job, such as `rounds=3` or "
-        "`spec.training.learningRate='\"0.05\"'`; repeatable.",
+        help="Change a field of the job, such as `rounds=3` or `training.learningRate=0.05`; "
+        "repeatable.",
         show_default=False,
     ),
 ]

@@ -40,13 +40,12 @@ class RunningBroker:
 
 @contextmanager
 def broker_for(address: str | None, *, keep: bool, log: Path) -> Iterator[RunningBroker]:
-    """The given broker, once it answered; without an address an embedded one, for so long.
+    """The given broker; without an address an embedded one, for so long.
 
     keep: the embedded broker stays when this process ends; the note says how to stop it. log: the
     output of a broker that is kept. Raises BrokerUnavailableError.
     """
     if address is not None:
-        check_answers(address)
         yield RunningBroker(address)
     elif keep:
         yield _start_kept(log)

@@ -1,9 +1,10 @@
 """Child processes of a run: started with their output in a file, told apart by name, and ended.
 
 Each child leads a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone
-(which then ends its children in order), and so that a child's own children end with it. Children
-are plain subprocesses, never forks of this process or `multiprocessing`: a notebook's kernel or a
-script without a main guard can start them.
+(which then ends its children in order), and so that a child's own children end with it. A child
+dies with this process, however that dies (`fedlog.local.lifeline`). Children are plain
+subprocesses, never forks of this process or `multiprocessing`: a notebook's kernel or a script
+without a main guard can start them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-from fedlog.local.lifeline import PARENT_VARIABLE
 
 _TAIL_BYTES = 16_384
 
@@ -42,11 +41,18 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                [sys.executable, "-m", module, *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "fedlog.local.lifeline",
+                    str(os.getpid()),
+                    module,
+                    *arguments,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment, PARENT_VARIABLE: str(os.getpid())},
+                env=dict(environment),
                 start_new_session=True,
             )
 

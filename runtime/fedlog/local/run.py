@@ -19,7 +19,7 @@ from fedlog.errors import FedlogError
 from fedlog.job.errors import JobError, Problem
 from fedlog.job.loading import JobFile, dump, load, loads
 from fedlog.job.model import FederatedJob
-from fedlog.local.broker import broker_for
+from fedlog.local.broker import broker_for, check_answers
 from fedlog.local.federation import Federation, all_clients, cores
 from fedlog.local.memory import check_fits
 from fedlog.local.placement import place
@@ -65,6 +65,8 @@ def run(
     """
     given = dict(data or {})
     job_file = with_data(_read(job, overrides), given)
+    if broker is not None:
+        check_answers(broker)
     placed = place(all_clients(job_file), cores=cores(), workers=workers, isolate=isolate)
     with ExitStack() as stack:
         stack.enter_context(_sigterm_unwinds())
@@ -97,7 +99,7 @@ def run(
         initial.unlink()
         federation.save_model()
         result = Result.load(folder.path)
-        write_report(folder)
+        write_report(folder.path)
         _copy_output(job_file, folder)
         display.finish(result)
         display.say(f"report: {folder.report}")

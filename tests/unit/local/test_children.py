@@ -1,0 +1,115 @@
+"""Child processes: what they say, how they end, and that they do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from fedlog.local.children import Child, end_all, wait_all
+
+DEADLINE_S = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "the deadline passed"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a child that runs a Python text as a module; ends it after the test."""
+    children = []
+
+    def start(code: str) -> Child:
+        (tmp_path / "spoken.py").write_text(code)
+        child = Child(
+            "spoken",
+            "spoken",
+            [],
+            log=tmp_path / "logs" / "spoken.log",
+            environment={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        )
+        children.append(child)
+        return child
+
+    yield start
+    end_all(children, grace_s=0.1)
+
+
+def test_the_obituary_has_exit_code_and_last_words(start):
+    child = start("import sys\nfor i in range(40): print('line', i)\nsys.exit(7)")
+    assert wait_all([child], DEADLINE_S)
+    text = child.obituary()
+    assert "spoken ended with exit code 7" in text
+    assert text.endswith("line 39")
+    assert "line 27" not in text, "twelve lines are enough"
+
+
+def test_a_kill_is_named_with_its_likely_cause(start):
+    child = start("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert wait_all([child], DEADLINE_S)
+    assert "out of memory" in child.obituary()
+
+
+def test_another_signal_is_named(start):
+    child = start("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    assert wait_all([child], DEADLINE_S)
+    assert "SIGSEGV" in child.obituary()
+
+
+def test_a_child_that_ignores_sigterm_is_killed_with_its_own_children(start):
+    child = start(
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "below = subprocess.Popen([sys.executable, '-c', 'import signal, time;"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)'])\n"
+        "print(below.pid)\n"
+        "below.wait()\n"
+    )
+    until(lambda: len(child.tail().split()) == 2)
+    below = max(int(word) for word in child.tail().split())
+    end_all([child], grace_s=0.2)
+    assert child.exit_code == -signal.SIGKILL
+    until(lambda: gone(below))
+
+
+def test_children_die_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "waiting.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(600)")
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, pathlib, time\n"
+            "from fedlog.local.children import Child\n"
+            "child = Child('w', 'waiting', [], log=pathlib.Path('w.log'), environment=os.environ)\n"
+            "while not child.tail(): time.sleep(0.02)\n"
+            "print(child.pid, flush=True)\n"
+            "time.sleep(600)\n",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    try:
+        child = int(parent.stdout.readline())
+        assert not gone(child)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    until(lambda: gone(child))
