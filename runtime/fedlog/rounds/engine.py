@@ -205,6 +205,9 @@ class Engine:
         if client not in self._known:
             self._emit(Refuse(client, "unknown-client"))
             return
+        if self.membership.is_former(client, event.incarnation):
+            self._emit(Refuse(client, "superseded"))
+            return
         fresh = self.membership.join(client, event.incarnation, now)
         if fresh and self.round and self.round.cohort.get(client) is Work.FAILED:
             self.round.cohort[client] = Work.LEFT  # a new process may succeed
@@ -582,7 +585,6 @@ class Engine:
         )
         if config.on_timeout is OnTimeout.PROCEED and count >= 1:
             self._emit(Notice(f"{message}: proceeding, as onTimeout asks", "warning"))
-            current.below_quorum = True
             self._close(current, now)
         elif config.on_timeout is OnTimeout.FAIL or current.retries >= config.max_retries:
             self._finish(Phase.FAILED, "BelowQuorum", message)
@@ -609,6 +611,7 @@ class Engine:
             self._stop_early(stop, now)
             return
         self.phase = Phase.CLOSING
+        current.below_quorum = len(current.accepted) < self.config.quorum
         fold_next = self.config.late_updates is LateUpdates.FOLD_NEXT
         if fold_next:
             on_time = {update.client for update in current.accepted}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 READING_GAP_S = 2.0
+FORMER_REMEMBERED = 16
 
 
 class MemberState(StrEnum):
@@ -28,6 +29,8 @@ class Member:
     incarnation: str
     seen: float
     state: MemberState = MemberState.LIVE
+    former: tuple[str, ...] = ()
+    """Incarnations before this one: what they still say does not count."""
     finishing: int | None = None
     """The closed round whose training the client still finishes (late updates are folded)."""
 
@@ -45,6 +48,11 @@ class Membership:
     _last_at_end: float = float("-inf")
     _next_scan: float = float("-inf")
 
+    def is_former(self, client: str, incarnation: str) -> bool:
+        """Whether another incarnation of the client has taken over from this one."""
+        member = self.members.get(client)
+        return member is not None and incarnation in member.former
+
     def join(self, client: str, incarnation: str, now: float) -> bool:
         """Whether this incarnation is new (else the same one asks again)."""
         known = self.members.get(client)
@@ -55,7 +63,8 @@ class Membership:
             return False
         if known is None or known.state is not MemberState.LIVE:
             self.live_count += 1
-        self.members[client] = Member(incarnation, now)
+        former = () if known is None else (*known.former, known.incarnation)[-FORMER_REMEMBERED:]
+        self.members[client] = Member(incarnation, now, former=former)
         self.changes += 1
         return True
 
