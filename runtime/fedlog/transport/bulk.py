@@ -41,6 +41,7 @@ def upload(
     codec: Codec = "none",
     inline_bytes: int = INLINE_BYTES,
     on_first_chunk: Callable[[int], None] | None = None,
+    known_raw_digest: str | None = None,
     timeout_s: float,
 ) -> tuple[BulkManifest, bytes]:
     """Write a payload to the log and return its manifest, which commits it once it is sent.
@@ -49,22 +50,24 @@ def upload(
     manifest, and travels in the manifest's record; otherwise the second value is empty.
 
     chunk_bytes: the largest value of a record. on_first_chunk: called with the offset of the first
-    chunk as soon as the log has it, before further ones are sent. timeout_s: for the whole upload.
-    The buffers must not change until this returns. Raises TransportError.
+    chunk as soon as the log has it, before further ones are sent. known_raw_digest: where the
+    caller has it already; computing it takes as long as the digests of the chunks. timeout_s: for
+    the whole upload. The buffers must not change until this returns. Raises TransportError.
     """
     size = sum(len(buffer) for buffer in buffers)
     raw = RawDigest()
 
     if size <= inline_bytes:
         payload = b"".join(buffers)
-        raw.update(payload)
+        if known_raw_digest is None:
+            raw.update(payload)
         encoded = bytes(encode_chunk(payload, codec))
         manifest = build_manifest(
             codec=codec,
             size=size,
             chunk_bytes=size,
             digests=[chunk_digest(encoded)],
-            raw_digest=raw.hexdigest(),
+            raw_digest=known_raw_digest or raw.hexdigest(),
         )
         return manifest, encoded
 
@@ -78,7 +81,8 @@ def upload(
         in_flight.append(writer.send(topic, encoded_chunk, partition=partition))
         # The digests are computed while the chunk is on its way.
         digests.append(chunk_digest(encoded_chunk))
-        raw.update(chunk)
+        if known_raw_digest is None:
+            raw.update(chunk)
         if not offsets and on_first_chunk is not None:
             offsets.append(in_flight.popleft().result(deadline.remaining_s()))
             on_first_chunk(offsets[0])
@@ -97,7 +101,7 @@ def upload(
         size=size,
         chunk_bytes=raw_chunk,
         digests=digests,
-        raw_digest=raw.hexdigest(),
+        raw_digest=known_raw_digest or raw.hexdigest(),
         topic=topic,
         partition=partition,
         offsets=offsets,
@@ -106,7 +110,7 @@ def upload(
 
 
 def download(
-    reader: BulkReader,
+    reader: BulkReader | None,
     manifest: BulkManifest,
     inline: Bytes,
     *,
@@ -116,7 +120,8 @@ def download(
 ) -> memoryview:
     """The raw payload that a manifest names; every size and digest is verified.
 
-    inline: the payload of the manifest's record. into: used when it is large enough, so that one
+    reader: may be None where the manifest is inline. inline: the payload of the manifest's record;
+    it is not looked at where the manifest names chunks. into: used when it is large enough, so that one
     buffer serves many downloads; the result is a read-only view of it, valid until it is used
     again. timeout_s: for the whole download.
 
@@ -147,10 +152,12 @@ def download(
 
 
 def _encoded_chunks(
-    reader: BulkReader, manifest: BulkManifest, inline: Bytes, timeout_s: float
+    reader: BulkReader | None, manifest: BulkManifest, inline: Bytes, timeout_s: float
 ) -> Iterator[Bytes]:
     if manifest.topic is None:
         return iter([inline])
+    if reader is None:
+        raise ValueError("a reader is needed for a payload on the log")
     return reader.read(manifest.topic, manifest.partition, manifest.offsets(), timeout_s)
 
 

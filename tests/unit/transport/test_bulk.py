@@ -95,7 +95,7 @@ def test_a_small_payload_travels_beside_its_manifest(log: MemoryTransport, codec
     )  # fmt: skip
     assert manifest.inline
     assert log.reader(TOPIC, partition=0).end_offset() == 0
-    assert get(log, manifest, inline) == b"ab" + b"c" * 98
+    assert download(None, manifest, inline, limits=LIMITS, timeout_s=5) == b"ab" + b"c" * 98
     with pytest.raises(DigestMismatchError):
         get(log, manifest, inline[:-1] + b"x")
     with pytest.raises(WireError):
@@ -121,6 +121,13 @@ def test_chunks_between_those_of_others_are_named_by_runs(log: MemoryTransport):
     manifest = put(log, [bytes(2500)], on_first_chunk=interrupt)
     assert manifest.runs == ((1, 1), (3, 2))
     assert get(log, manifest) == bytes(2500)
+
+
+def test_a_digest_that_the_caller_knows_is_used(log: MemoryTransport):
+    known = raw_digest(buffers())
+    assert put(log, buffers(), known_raw_digest=known) == put(log, buffers()).model_copy(
+        update={"runs": ((0, 43),)}
+    )
 
 
 def test_the_first_chunk_is_told_before_further_ones_are_sent(log: MemoryTransport):
