@@ -121,7 +121,7 @@ def download(
     """The raw payload that a manifest names; every size and digest is verified.
 
     reader: may be None where the manifest is inline. inline: the payload of the manifest's record;
-    it is not looked at where the manifest names chunks. into: used when it is large enough, so that one
+    not looked at where the manifest names chunks. into: used when it is large enough, so that one
     buffer serves many downloads; the result is a read-only view of it, valid until it is used
     again. timeout_s: for the whole download.
 
