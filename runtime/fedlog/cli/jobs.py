@@ -81,8 +81,9 @@ def init(
     loads(texts[JOB_FILE], path=folder / JOB_FILE)  # a name that is not allowed shows here
     present = [file for file in texts if (folder / file).exists()]
     if present and not force:
+        verb = "is" if len(present) == 1 else "are"
         raise typer.BadParameter(
-            f"{' and '.join(present)} exist in {folder}: name another folder, or replace them "
+            f"{' and '.join(present)} {verb} already in {folder}: name another folder, or replace "
             "with --force",
             param_hint="FOLDER",
         )
