@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlog.wire.bulk import (
@@ -26,6 +26,7 @@ from fedlog.wire.limits import Limits
 LIMITS = Limits(max_payload_bytes=1000)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 50))
 def test_chunks_are_the_payload_cut_at_every_chunk_size(buffers: list[bytes], size: int):
     whole = b"".join(buffers)
@@ -40,6 +41,7 @@ def test_a_chunk_inside_one_buffer_is_not_copied():
     assert (bytes(first), bytes(second)) == (b"ABCD", b"EF")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=5000), st.sampled_from(["none", "zstd"]))
 def test_what_is_encoded_is_decoded(raw: bytes, codec: Any):
     target = bytearray(len(raw))
@@ -97,6 +99,7 @@ def test_a_bomb_that_lies_about_its_size_is_refused():
         decode_chunk_into(memoryview(bytearray(900)), bytes(bomb), "zstd")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_decoded(garbage: bytes):
     for candidate in (garbage, b"\x28\xb5\x2f\xfd" + garbage):
@@ -188,6 +191,7 @@ def test_a_payload_above_the_limit_is_refused_as_such():
         check_manifest(manifest(), Limits(max_payload_bytes=9))
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         BulkManifest,

@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlog.wire.bulk import build_manifest, chunk_digest, raw_digest
@@ -178,6 +178,7 @@ def test_every_record_is_read_as_it_was_written(kind: str):
     assert decode(encode(RECORDS[kind])) == (RECORDS[kind], b"")
 
 
+@settings(deadline=None)
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
     st.dictionaries(
@@ -305,6 +306,7 @@ def test_a_payload_and_its_manifest_are_written_together(record: AnyRecord, payl
         encode(record, payload)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_or_decoded(garbage: bytes):
     for value in (garbage, frame(garbage), frame(b"{" + garbage)):
@@ -319,6 +321,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(RECORDS)), st.data())
 def test_any_value_in_any_member_is_refused_or_decoded(kind: str, data: st.DataObject):
     header = header_of(RECORDS[kind])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -79,6 +79,7 @@ def test_golden_bytes():
     assert read_metadata(expected, LIMITS) == {"job": "digits"}
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20).filter(
@@ -237,6 +238,7 @@ def test_another_version_is_refused_as_such():
         decode(raw({"__metadata__": {"fedlog": "2"}}), LIMITS)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_or_decoded(garbage: bytes):
     for candidate in (garbage, raw(garbage), raw(b"{" + garbage)):
@@ -246,6 +248,7 @@ def test_garbage_is_refused_or_decoded(garbage: bytes):
             continue
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_flipped_byte_is_refused_or_decoded(data: st.DataObject):
     changed = bytearray(payload(EXAMPLE))
