@@ -34,7 +34,7 @@ check: $(READY) ## Style, types, architecture, generated files, links
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/docs
+	$(BIN)/python -m pytest -q tests/unit/docs tests/unit/job/test_generated.py tests/unit/wire/test_documented_bytes.py
 
 format: $(READY) ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -54,7 +54,9 @@ soak: $(READY) ## The large forms of the tests
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
 docs: $(READY) ## Write the generated pages again
-	$(BIN)/python -m tests.generate_docs
+	$(BIN)/python -m fedlog.job.reference > docs/reference/job.md
+	$(BIN)/fedlog schema > docs/reference/federatedjob.schema.json
+	$(BIN)/python -m fedlog.cli.reference > docs/reference/cli.md
 
 clean: ## Remove what was built or measured here; .venv and runs/ stay
 	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -28,7 +28,9 @@ def broker(
     ] = None,
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one."),
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one."
+        ),
     ] = DEFAULT_PORT,
 ) -> None:
     """Start a broker, print its address, and run until Ctrl-C.

@@ -32,7 +32,7 @@ def client(
         ),
     ] = None,
     index: Annotated[
-        int, typer.Option(min=0, help="Number of the client in its group, from 0.")
+        int, typer.Option(metavar="N", min=0, help="Number of the client in its group, from 0.")
     ] = 0,
     broker: BrokerOption = None,
     run: RunOption = None,
@@ -54,6 +54,7 @@ def client(
     threads: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             envvar="FEDLOG_THREADS",
             help="Most threads for numeric libraries.",

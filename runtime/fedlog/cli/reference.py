@@ -32,7 +32,7 @@ def cli_reference() -> str:
 
 
 def _argument(parameter: Any) -> str:
-    name = parameter.metavar or parameter.name.upper()
+    name = (parameter.metavar or parameter.name.upper()).strip("[]")
     return name if parameter.required else f"[{name}]"
 
 
@@ -53,16 +53,12 @@ def _row(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         names = f"`{_argument(parameter)}`"
     else:
-        value = "" if parameter.is_flag else f" {parameter.metavar or _type(parameter)}"
+        value = "" if parameter.is_flag else f" {parameter.metavar or 'VALUE'}"
         flags = [*parameter.opts, *parameter.secondary_opts]
         names = ", ".join(f"`{flag}{value}`" for flag in flags)
     variable = f"`{parameter.envvar}`" if parameter.envvar else ""
     meaning = " ".join((parameter.help or "").split()).replace("|", "\\|")
     return f"| {names} | {_default(parameter)} | {variable} | {meaning} |"
-
-
-def _type(parameter: Any) -> str:
-    return str(parameter.type.name).split()[0].upper()
 
 
 def _default(parameter: Any) -> str:

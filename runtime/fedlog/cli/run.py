@@ -31,6 +31,7 @@ def run(
     workers: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             help="Processes that the clients share.",
             show_default="one per core, at most 8",

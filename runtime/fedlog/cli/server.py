@@ -38,7 +38,10 @@ def server(
     status_port: Annotated[
         int,
         typer.Option(
-            min=0, max=65535, help="Port of /status, /healthz and /metrics; 0 takes a free one."
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Port of /status, /healthz and /metrics; 0 takes a free one.",
         ),
     ] = 0,
     status_file: Annotated[

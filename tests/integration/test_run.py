@@ -1,0 +1,302 @@
+"""`fedlog run` as a person uses it: real processes, the embedded broker, scikit-learn's digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+import fedlog
+from fedlog import exit_codes
+from fedlog.telemetry.run_folder import read_metrics
+from processes import gone, until
+
+WITHIN_S = 120.0
+
+
+def digits(**spec: object) -> dict[str, object]:
+    """A job that is over in seconds: four clients, three rounds, a linear model."""
+    return {
+        "apiVersion": "fedlog.dev/v1alpha1",
+        "kind": "FederatedJob",
+        "metadata": {"name": "digits"},
+        "spec": {
+            "task": {
+                "entrypoint": "fedlog.tasks.digits:task",
+                "parameters": {"model": "sklearn"},
+            },
+            "rounds": 3,
+            "seed": 1,
+            "partitioning": {"name": "Iid"},
+            "training": {"localEpochs": 2, "batchSize": 10, "learningRate": "0.1"},
+            "evaluation": {"heldOut": {}},
+            "clients": [{"name": "site", "replicas": 4}],
+            **spec,
+        },
+    }
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    def write(*documents: dict[str, object]) -> Path:
+        path = tmp_path / "federatedjob.yaml"
+        path.write_text(yaml.safe_dump_all(documents or [digits()]))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts `fedlog run` in the background; whatever is left of it is killed after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedlog", "run", str(path), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={k: v for k, v in os.environ.items() if k != "BOOTSTRAP_SERVERS"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture
+def run(start):
+    def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = start(path, *arguments)
+        out, err = process.communicate(timeout=WITHIN_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def in_training(tmp_path: Path) -> bool:
+    metrics = tmp_path / "runs" / "latest" / "metrics.jsonl"
+    return metrics.exists() and any(report.round > 0 for report in read_metrics(metrics))
+
+
+def test_a_job_runs_to_its_end_and_leaves_a_run_folder(job, run, tmp_path):
+    done = run(job())
+    assert done.returncode == exit_codes.OK, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "latest"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["outcome"], result["rounds"]) == ("Complete", 3)
+    assert result["participation"] == {f"site/{i}": 3 for i in range(4)}
+    assert result["metrics"]["HeldOut"]["accuracy"] > 0.8
+    assert result["metrics"]["Clients"]["accuracy"] > 0.8
+    reports = [r for r in read_metrics(folder / "metrics.jsonl") if r.round > 0]
+    assert [report.round for report in reports] == [1, 2, 3]
+    losses = [report.evaluations["HeldOut"].metrics["loss"] for report in reports]
+    assert losses[-1] < losses[0]
+    names = {path.name for path in folder.iterdir()}
+    assert {"job.yaml", "logs", "metrics.jsonl", "model.safetensors", "report.html"} <= names
+    assert "model.keras" not in names, "scikit-learn's model has no .keras form"
+    assert {path.name for path in (folder / "logs").iterdir()} >= {"server.log", "worker-0.log"}
+
+
+def test_without_a_terminal_there_are_plain_lines(job, run):
+    done = run(job())
+    assert "\x1b" not in done.stdout + done.stderr
+    rounds = [line for line in done.stdout.splitlines() if line.startswith("round ")]
+    assert len(rounds) == 3
+    assert all("accuracy" in line and "held-out" in line for line in rounds)
+    assert done.stdout.splitlines()[-1].startswith("report: ")
+
+
+def test_set_changes_the_job_for_this_run(job, run, tmp_path):
+    done = run(job(), "--set", "rounds=1", "--set", "clients.site.replicas=2")
+    assert done.returncode == exit_codes.OK, done.stderr
+    resolved = yaml.safe_load((tmp_path / "runs" / "latest" / "job.yaml").read_text())
+    assert resolved["spec"]["rounds"] == 1
+    result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
+    assert result["participation"] == {"site/0": 1, "site/1": 1}
+
+
+def test_isolated_clients_have_logs_of_their_own(job, run, tmp_path):
+    done = run(job(), "--isolate", "--set", "rounds=1", "--set", "clients.site.replicas=2")
+    assert done.returncode == exit_codes.OK, done.stderr
+    logs = {path.name for path in (tmp_path / "runs" / "latest" / "logs").iterdir()}
+    assert {"site-0.log", "site-1.log", "evaluator-0.log"} <= logs
+
+
+def test_a_task_of_a_config_map_in_the_same_file(job, run):
+    module = (
+        "from fedlog.tasks.digits import task as digits\n"
+        "class Own:\n"
+        "    def model(self, parameters, seed):\n"
+        "        return digits.model({'model': 'sklearn'}, seed)\n"
+        "    def data(self, partition, parameters):\n"
+        "        return digits.data(partition, {'model': 'sklearn'})\n"
+        "task = Own()\n"
+    )
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "own"},
+        "data": {"own_task.py": module},
+    }
+    task = {"entrypoint": "own_task.py:task", "source": {"configMap": "own"}}
+    done = run(job(digits(task=task, evaluation={}, rounds=1), config_map))
+    assert done.returncode == exit_codes.OK, done.stdout + done.stderr
+    assert "ConfigMap own: " in done.stdout
+
+
+def test_a_failed_job_says_why_and_exits_1(job, run, tmp_path):
+    # One client of two never has data: a quorum of two is never met.
+    participation = {"minClients": 4, "onTimeout": "Fail", "roundTimeoutSeconds": 1}
+    task = {"entrypoint": "slow_task.py:task"}
+    (tmp_path / "slow_task.py").write_text(
+        "import time\n"
+        "from fedlog.tasks.digits import task as digits\n"
+        "class Learner:\n"
+        "    def __init__(self, inner): self.inner = inner\n"
+        "    def __getattr__(self, name): return getattr(self.inner, name)\n"
+        "    def fit(self, data, config):\n"
+        "        while not config.should_stop(): time.sleep(0.01)\n"
+        "        return self.inner.fit(data, config)\n"
+        "class Slow:\n"
+        "    def model(self, parameters, seed):\n"
+        "        return Learner(digits.model({'model': 'sklearn'}, seed))\n"
+        "    def data(self, partition, parameters):\n"
+        "        return digits.data(partition, {'model': 'sklearn'})\n"
+        "task = Slow()\n"
+    )
+    done = run(job(digits(task=task, evaluation={}, participation=participation)))
+    assert done.returncode == exit_codes.FAILED, done.stdout + done.stderr
+    result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
+    assert result["outcome"] == "Failed"
+    assert result["reason"] in done.stdout
+    assert (tmp_path / "runs" / "latest" / "report.html").exists()
+
+
+def test_a_task_that_cannot_be_loaded_is_one_error(job, run):
+    done = run(job(digits(task={"entrypoint": "gone.py:task"})))
+    assert done.returncode == exit_codes.TASK
+    assert done.stderr.startswith("error: ")
+    assert "gone.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, exit_codes.INTERRUPTED), (signal.SIGTERM, exit_codes.TERMINATED)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_an_interrupted_run_leaves_no_process(job, start, tmp_path, number, code):
+    process = start(job(digits(rounds=10_000)))
+    until(lambda: in_training(tmp_path), "the first round")
+    children = descendants(process)
+    assert len(children) >= 4, "broker, its guard, server and at least one worker"
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert [child for child in children if not gone(child)] == []
+
+
+def test_a_killed_run_leaves_no_process(job, start, tmp_path):
+    process = start(job(digits(rounds=10_000)))
+    until(lambda: in_training(tmp_path), "the first round")
+    children = descendants(process)
+    process.kill()
+    process.communicate(timeout=30)
+    until(lambda: all(gone(child) for child in children), "the end of every child", 30)
+
+
+def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
+    return next(child for child in descendants(process) if "--clients" in child.cmdline())
+
+
+def test_a_killed_worker_is_named_and_without_quorum_the_run_ends(job, start, tmp_path):
+    participation = {"minClients": 4, "lostAfterSeconds": 600}
+    process = start(job(digits(rounds=10_000, participation=participation)))
+    until(lambda: in_training(tmp_path), "the first round")
+    began = time.monotonic()
+    worker_of(process).kill()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30, "long before the client's deadline"
+    assert process.returncode == exit_codes.FAILED
+    assert "worker-" in out
+    assert "SIGKILL" in out
+    assert "needs 4" in err
+    result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
+    assert result["outcome"] == "Failed"
+
+
+def test_a_kept_broker_outlives_the_run(job, run):
+    done = run(job(digits(rounds=1)), "--keep-broker")
+    assert done.returncode == exit_codes.OK, done.stderr
+    (note,) = [line for line in done.stdout.splitlines() if "stays" in line]
+    pid = int(note.split("`kill ")[1].split("`")[0])
+    broker = psutil.Process(pid)
+    try:
+        assert broker.is_running()
+        again = run(job(digits(rounds=1)), "--broker", note.split("stays: ")[1].split(",")[0])
+        assert again.returncode == exit_codes.OK, again.stderr
+    finally:
+        broker.terminate()
+        until(lambda: gone(broker), "the end of the broker")
+
+
+def test_from_python_with_a_document_and_a_callback(tmp_path):
+    phases = []
+    result = fedlog.run(
+        digits(),
+        overrides=["rounds=2"],
+        runs=tmp_path,
+        quiet=True,
+        on_status=lambda status: phases.append(status.phase),
+    )
+    assert result.succeeded
+    assert result.rounds == 2
+    assert result.model_path is not None
+    assert result.model_path.exists()
+    assert phases
+
+
+def test_a_script_without_a_main_guard(tmp_path):
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        "import fedlog, yaml\n"
+        "job = yaml.safe_load(open('federatedjob.yaml'))\n"
+        "for rate in ('0.05', '0.1'):\n"
+        "    overrides = ['rounds=1', f'training.learningRate={rate}']\n"
+        "    print(fedlog.run(job, overrides=overrides, quiet=True).outcome)\n"
+    )
+    (tmp_path / "federatedjob.yaml").write_text(yaml.safe_dump(digits()))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=WITHIN_S,
+        check=False,
+    )
+    assert done.stdout.split() == ["Complete", "Complete"], done.stderr
+
+
+def test_a_task_object_is_refused_with_the_way_out():
+    job = digits()
+    job["spec"]["task"]["parameters"] = {"model": object()}
+    with pytest.raises(fedlog.job.errors.JobError, match="entrypoint"):
+        fedlog.run(job)
