@@ -81,8 +81,9 @@ def line_chart(series: Sequence[Series], *, unit: str, from_zero: bool = False) 
         style = (" dashed" if line.dashed else "") + (" thin" if len(places) > THIN else "")
         marks.append(f'<polyline class="line {line.colour}{style}" points="{path}"/>')
         if len(places) <= MAX_MARKERS:
+            radius = 4.0 if len(places) < 4 else 2.6  # few points must be seen without a line
             marks += [
-                f'<circle class="dot {line.colour}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>'
+                f'<circle class="dot {line.colour}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}"/>'
                 for px, py in places
             ]
     return _frame(x, y, marks, _hints(x, rounds, series), unit=unit, described=series)

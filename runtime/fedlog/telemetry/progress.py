@@ -175,7 +175,7 @@ class Progress:
 def round_line(report: RoundReport, rounds: int, eta_s: float | None = None) -> str:
     """One round in one line; its figures with the test set that they are of."""
     width = len(str(rounds))
-    parts = [f"round {report.round:>{width + 1}}/{rounds}"]
+    parts = [f"round {report.round:>{width}}/{rounds}"]
     test_set = decisive(report.evaluations)
     if test_set is not None:
         parts.append(described(report.evaluations[test_set].metrics, test_set))

@@ -14,7 +14,7 @@ monotonic clock; nothing here is a wall-clock time. Metrics are finite: a reader
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -185,8 +185,3 @@ class Status(Told):
     """Seconds since the server started."""
     versions: dict[str, str] = {}
     """Versions of what runs: fedlog, python, numpy …"""
-
-
-def status_schema() -> dict[str, Any]:
-    """JSON Schema of `/status`."""
-    return Status.model_json_schema()

@@ -57,12 +57,12 @@ class Screen:
 
 def test_a_round_is_one_line() -> None:
     assert round_line(report(931, wanted=6, lost=1), 1000, eta_s=15) == (
-        "round   931/1000  accuracy 0.931 (held out)  loss 0.230  clients 5/6  lost 1"
+        "round  931/1000  accuracy 0.931 (held out)  loss 0.230  clients 5/6  lost 1"
         "  up 1.2 MB  down 300 kB  2.1 s  eta 15 s"
     )
     unmeasured = report(3, measured=False, train_metrics={"loss": 0.7})
     assert round_line(unmeasured, 10) == (
-        "round   3/10  loss 0.700 (training)  clients 5/5  up 1.2 MB  down 300 kB  2.1 s"
+        "round  3/10  loss 0.700 (training)  clients 5/5  up 1.2 MB  down 300 kB  2.1 s"
     )
 
 
@@ -166,7 +166,7 @@ def test_the_live_view_shows_the_run_and_keeps_the_lines() -> None:
     assert (
         "clients 9/10  lost 1  waiting for a/0, a/1, a/2, a/3, a/4 and 3 more, 12 s left" in shown
     )
-    assert all(f"round   {n}/10  accuracy" in shown for n in range(1, 5))
+    assert all(f"round  {n}/10  accuracy" in shown for n in range(1, 5))
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedlog.cli.report import report as report_command
 from fedlog.telemetry.errors import RunFolderError
 from fedlog.telemetry.report import write_report
 from fedlog.telemetry.result import Best, Result
@@ -230,3 +231,14 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(RunFolderError, match="not a folder"):
         write_report(tmp_path / "missing")
+
+
+def test_the_command_writes_it_again_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, learned(3))
+    path = (tmp_path / "latest").resolve() / "report.html"
+    path.unlink()
+    report_command(tmp_path / "latest")
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.exists()
