@@ -35,8 +35,10 @@ from fedlog.client.session import (
 )
 from fedlog.client.trainer import Trained, Trainer
 from fedlog.errors import FedlogError
+from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS
+from fedlog.job.errors import JobError, Problem
 from fedlog.job.loading import JobFile
-from fedlog.job.model import Compression
+from fedlog.job.model import EVALUATOR_GROUP, Compression, Spec
 from fedlog.learning.weights import Weights, size_bytes
 from fedlog.tasks.environment import limit_threads
 from fedlog.tasks.errors import TaskError
@@ -131,8 +133,10 @@ class Worker:
         clients: `group/index` of each, `evaluator/0` for the evaluator. transport: instead of
         Kafka at `bootstrap_servers`. threads: upper bound for numerical libraries. data_paths:
         group -> path, instead of the job's. server_timeout_s: how long to wait for the server.
+        Raises JobError for a client that the job does not have.
         """
         job = job_file.job
+        _check_clients(job.spec, clients)
         self._job_file = job_file
         self._spec = job.spec
         self._run = run_id(job, run)
@@ -186,7 +190,9 @@ class Worker:
         from fedlog.transport.kafka import KafkaTransport
 
         return KafkaTransport(
-            self._bootstrap_servers,
+            self._bootstrap_servers
+            or self._spec.kafka.bootstrap_servers
+            or DEFAULT_BOOTSTRAP_SERVERS,
             max_message_bytes=self._spec.communication.max_message_bytes,
         )
 
@@ -594,6 +600,23 @@ class Worker:
 
 class WorkImpossibleError(FedlogError):
     """A piece of work that this client cannot do; it is reported and the client stays."""
+
+
+def _check_clients(spec: Spec, clients: Sequence[str]) -> None:
+    known = set(spec.client_ids())
+    if spec.evaluation.held_out is not None:
+        known.add(f"{EVALUATOR_GROUP}/0")
+    groups = ", ".join(
+        f"{group.name}/0" + (f" to /{group.replicas - 1}" if group.replicas > 1 else "")
+        for group in spec.clients
+    )
+    problems = [
+        Problem("spec.clients", f"no client {client}", groups, source="the client's identity")
+        for client in clients
+        if client not in known
+    ]
+    if problems:
+        raise JobError(problems)
 
 
 def _level(exit_code: int) -> int:

@@ -1,0 +1,557 @@
+"""Workers against a server that is driven by hand, over the in-memory log."""
+
+from __future__ import annotations
+
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from fedlog.tasks.loading import load_task
+
+from fedlog import exit_codes
+from fedlog.client import FederatedClient
+from fedlog.client.worker import Worker
+from fedlog.job.errors import JobError
+from fedlog.job.loading import JobFile, load
+from fedlog.transport.base import BulkReader
+from fedlog.transport.bulk import download, upload
+from fedlog.transport.memory import MemoryTransport
+from fedlog.transport.topics import run_id, topic_names, topic_specs
+from fedlog.wire import records, tensors
+from fedlog.wire.limits import Limits
+
+DEADLINE_S = 30.0
+
+# Client i has 3 + i training examples, all equal to i + 1: training adds rate * (i + 1).
+TASK = """
+    import time
+
+    import numpy as np
+
+    from fedlog.learning.weights import check_same_layout
+    from fedlog.tasks.base import ClientData, Dataset, EvaluationResult, FitResult
+    from fedlog.tasks.errors import DataError
+
+
+    class Learner:
+        def __init__(self, size):
+            self.w = np.ones(size, np.float32)
+            self.steps = np.zeros(1, np.int64)
+
+        def weights(self):
+            return {"w": self.w.copy(), "steps": self.steps.copy()}
+
+        def set_weights(self, weights):
+            check_same_layout(self.weights(), weights)
+            self.w[...] = weights["w"]
+
+        def fit(self, data, config):
+            if config.learning_rate == 13:
+                raise ValueError("thirteen")
+            while config.learning_rate == 99 and not config.should_stop():
+                time.sleep(0.005)
+            self.w += np.float32(config.learning_rate) * data.x.mean()
+            self.steps += 1
+            return FitResult(len(data.y), {"loss": 0.5, "norm": float("inf")})
+
+        def evaluate(self, data):
+            return EvaluationResult(len(data.y), {"accuracy": float(self.w[0])})
+
+
+    class Task:
+        def model(self, parameters, seed):
+            return Learner(parameters["size"])
+
+        def data(self, partition, parameters):
+            if partition.index in parameters.get("withoutData", []):
+                raise DataError("no folder /data")
+            def part(n):
+                return Dataset(np.full((n, 2), partition.index + 1.0, np.float32), np.zeros(n))
+            return ClientData(part(3 + partition.index), part(2))
+
+        def held_out(self, partition, parameters):
+            return Dataset(np.zeros((7, 2), np.float32), np.zeros(7))
+
+
+    task = Task()
+"""
+
+JOB = """
+    apiVersion: fedlog.dev/v1alpha1
+    kind: FederatedJob
+    metadata: {name: toy}
+    spec:
+      task: {entrypoint: "toy.py:task", parameters: {size: 4}}
+      rounds: 3
+      clients:
+      - {name: site, replicas: 2}
+      - {name: edge}
+      evaluation: {heldOut: {}}
+      participation: {heartbeatSeconds: 1, lostAfterSeconds: 15}
+"""
+
+SITE_0, SITE_1, EDGE, EVALUATOR = "site/0", "site/1", "edge/0", "evaluator/0"
+R = TypeVar("R", bound=records.EventRecord)
+
+
+class CountingLog(MemoryTransport):
+    """Counts the records that bulk readers read."""
+
+    reads = 0
+
+    def bulk_reader(self, chunk_bytes: int) -> BulkReader:
+        inner = super().bulk_reader(chunk_bytes)
+        log = self
+
+        class Counting:
+            def read(self, *place: Any, **keywords: Any) -> Iterator[bytes]:
+                for value in inner.read(*place, **keywords):
+                    log.reads += 1
+                    yield value
+
+            def close(self) -> None:
+                inner.close()
+
+        return Counting()
+
+
+class Server:
+    """The server's side of the protocol, as a test says it."""
+
+    def __init__(self, log: MemoryTransport, job_file: JobFile) -> None:
+        self.run = run_id(job_file.job, None)
+        self.names = topic_names(job_file.job, self.run)
+        self.log = log
+        log.create_topics(topic_specs(job_file.job, self.names))
+        self.writer = log.writer()
+        self.events = log.reader(self.names.events)
+        self.seen: list[tuple[int, records.EventRecord, bytes]] = []
+        self.epoch = 1
+        task = load_task(
+            job_file.job.spec.task, base=job_file.base, config_maps=job_file.config_maps
+        )
+        self.weights = dict(task.model(job_file.job.spec.task.parameters, 0).weights())
+        self.limits = Limits.for_model(sum(a.nbytes for a in self.weights.values()))
+
+    def say(self, record: records.ControlRecord, payload: bytes = b"") -> int:
+        frame = records.encode(record, payload)
+        return self.writer.send(self.names.control, frame).result(DEADLINE_S)
+
+    def welcome(self, *joined: records.Joined, **changes: Any) -> int:
+        clients = {record.client: record.incarnation for record in joined}
+        return self.say(records.Welcome(run=self.run, epoch=self.epoch, clients=clients, **changes))
+
+    def announcement(self, round_: int, **changes: Any) -> tuple[records.Announced, bytes]:
+        manifest, inline = upload(
+            self.writer,
+            tensors.encode(self.weights),
+            topic=self.names.model,
+            partition=0,
+            chunk_bytes=70_000,
+            timeout_s=DEADLINE_S,
+        )
+        fields: dict[str, Any] = {
+            "run": self.run,
+            "epoch": self.epoch,
+            "round": round_,
+            "version": round_ - 1,
+            "base": manifest.raw_digest,
+            "model": manifest,
+            "cohort": (SITE_0, SITE_1, EDGE),
+            "training": records.Training(local_epochs=1, batch_size=2, learning_rate=0.5),
+            "evaluate": False,
+            "evaluator": False,
+            "keep_training": False,
+            "deadline_s": 60.0,
+            "updates_topic": self.names.updates,
+        }
+        return records.Announced(**(fields | changes)), inline
+
+    def announce(self, round_: int, *, rate: float = 0.5, **changes: Any) -> records.Announced:
+        training = records.Training(local_epochs=1, batch_size=2, learning_rate=rate)
+        announced, inline = self.announcement(round_, **({"training": training} | changes))
+        self.say(announced, inline)
+        return announced
+
+    def close_round(self, round_: int, **changes: Any) -> None:
+        fields: dict[str, Any] = {"accepted": {}, "digest": "0" * 64, "version": round_}
+        self.say(records.Closed(run=self.run, epoch=self.epoch, round=round_, **(fields | changes)))
+
+    def stop(self) -> None:
+        self.say(
+            records.Stopped(
+                run=self.run, epoch=self.epoch, outcome="Complete", reason="done", round=3
+            )
+        )
+
+    def poll(self) -> None:
+        for record in self.events.poll(0.05):
+            event, payload = records.decode(record.value)
+            assert isinstance(event, records.EventRecord)
+            self.seen.append((record.offset, event, bytes(payload)))
+
+    def found(self, kind: type[R], client: str | None = None) -> list[R]:
+        return [
+            event
+            for _, event, _ in self.seen
+            if isinstance(event, kind) and client in (None, event.client)
+        ]
+
+    def await_records(self, kind: type[R], count: int = 1, client: str | None = None) -> list[R]:
+        """The first `count` records of this kind, once that many are on `events`."""
+        until(lambda: self.poll() or len(self.found(kind, client)) >= count, kind.__name__)
+        return self.found(kind, client)[:count]
+
+    def delta(self, manifest: records.Updated) -> dict[str, np.ndarray]:
+        (payload,) = [inline for _, event, inline in self.seen if event is manifest]
+        raw = download(
+            self.log.bulk_reader(70_000),
+            manifest.bulk,
+            payload,
+            limits=self.limits,
+            timeout_s=DEADLINE_S,
+        )
+        return tensors.decode(raw, self.limits)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not happen within {DEADLINE_S:g} s")
+
+
+class Hosted:
+    """A worker in a thread of its own."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.exit_code: int | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.exit_code = self.worker.run()
+
+    def end(self) -> int | None:
+        """The exit code, once it has one."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the worker did not end"
+        return self.exit_code
+
+
+class Federation:
+    def __init__(self, folder: Path) -> None:
+        (folder / "toy.py").write_text(textwrap.dedent(TASK))
+        (folder / "job.yaml").write_text(textwrap.dedent(JOB))
+        self._folder = folder
+        self._hosted: list[Hosted] = []
+        self.log = CountingLog()
+        self.configure()
+
+    def configure(self, *overrides: str) -> None:
+        self.job_file = load(self._folder / "job.yaml", overrides=overrides)
+
+    def server(self) -> Server:
+        return Server(self.log, self.job_file)
+
+    def host(self, *clients: str, **options: Any) -> Hosted:
+        worker = Worker(self.job_file, clients, transport=self.log, **options)
+        hosted = Hosted(worker)
+        self._hosted.append(hosted)
+        return hosted
+
+    def joined(self, *clients: str, **welcome: Any) -> tuple[Server, Hosted]:
+        """A server, and a worker whose clients are members."""
+        server = self.server()
+        hosted = self.host(*clients)
+        server.welcome(*server.await_records(records.Joined, len(clients)), **welcome)
+        return server, hosted
+
+    def close(self) -> None:
+        for hosted in self._hosted:
+            hosted.worker.stop(exit_codes.TERMINATED, "the test is over")
+        for hosted in self._hosted:
+            hosted.end()
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    federation = Federation(tmp_path)
+    yield federation
+    federation.close()
+
+
+def names(found: Sequence[records.EventRecord]) -> set[str]:
+    return {event.client for event in found}
+
+
+def test_clients_of_one_process_evaluate_train_and_leave_at_the_stop(
+    federation: Federation,
+) -> None:
+    server, hosted = federation.joined(SITE_0, SITE_1, EDGE, EVALUATOR)
+    work = server.announce(1, evaluate=True, evaluator=True)
+
+    evaluated = server.await_records(records.Evaluated, 4)
+    assert {(e.client, e.test_set, e.examples, e.metrics["accuracy"]) for e in evaluated} == {
+        (SITE_0, "Clients", 2, 1.0),
+        (SITE_1, "Clients", 2, 1.0),
+        (EDGE, "Clients", 2, 1.0),
+        (EVALUATOR, "HeldOut", 7, 1.0),
+    }
+    assert {(e.version, e.digest) for e in evaluated} == {(0, work.base)}
+
+    updates = server.await_records(records.Updated, 3)
+    assert {(u.client, u.examples) for u in updates} == {(SITE_0, 3), (SITE_1, 4), (EDGE, 5)}
+    for number, client in enumerate((SITE_0, SITE_1, EDGE)):
+        (update,) = server.found(records.Updated, client)
+        assert (update.round, update.base) == (1, work.base)
+        # 1 + 0.5 * (i + 1) after training; infinite figures are left out.
+        change = 0.5 * (number + 1)
+        assert update.metrics == {"loss": 0.5, "local_accuracy": 1 + change}
+        delta = server.delta(update)
+        np.testing.assert_array_equal(delta["w"], np.full(4, change, np.float32))
+        np.testing.assert_array_equal(delta["steps"], [0])
+
+    server.stop()
+    assert hosted.end() == exit_codes.OK
+    assert names(server.await_records(records.Left, 4)) == {SITE_0, SITE_1, EDGE, EVALUATOR}
+
+
+def test_every_round_starts_from_the_announced_version(federation: Federation) -> None:
+    server, _ = federation.joined(SITE_1)
+    server.announce(1)
+    server.await_records(records.Updated)
+    server.weights["w"][...] = -3.0
+    server.close_round(1)
+    server.announce(2, evaluate=True)
+    _, second = server.await_records(records.Updated, 2)
+    assert second.round == 2
+    assert second.metrics["local_accuracy"] == -3.0 + 0.5 * 2
+    np.testing.assert_array_equal(server.delta(second)["w"], np.full(4, 1.0, np.float32))
+
+
+def test_a_large_model_is_read_once_for_all_clients_of_a_process(federation: Federation) -> None:
+    federation.configure("spec.task.parameters.size=100000")
+    server, _ = federation.joined(SITE_0, SITE_1, EDGE)
+    work = server.announce(1, evaluate=True)
+    updates = server.await_records(records.Updated, 3)
+    assert federation.log.reads == sum(count for _, count in work.model.runs) > 1
+
+    partitions = {update.client: update.bulk.partition for update in updates}
+    assert partitions == {SITE_0: 0, SITE_1: 1, EDGE: 2}
+    uploading = {event.client: event for event in server.found(records.Uploading)}
+    for update in updates:
+        told = uploading[update.client]
+        assert (told.topic, told.partition) == (update.bulk.topic, update.bulk.partition)
+        assert told.first_offset == update.bulk.runs[0][0]
+        np.testing.assert_array_equal(
+            server.delta(update)["w"][[0, -1]], 0.5 * (update.bulk.partition + 1)
+        )
+
+
+def test_the_last_version_is_measured_only(federation: Federation) -> None:
+    server, _ = federation.joined(SITE_0, EVALUATOR)
+    server.announce(3, version=3, training=None, evaluator=True)
+    evaluated = server.await_records(records.Evaluated, 2)
+    assert {(e.client, e.version) for e in evaluated} == {(SITE_0, 3), (EVALUATOR, 3)}
+    server.stop()
+    server.await_records(records.Left, 2)
+    assert not server.found(records.Updated)
+
+
+def test_a_client_that_was_there_first_waits_for_the_server(federation: Federation) -> None:
+    hosted = federation.host(SITE_0, label="early bird")
+    server = federation.server()
+    (joined,) = server.await_records(records.Joined)
+    assert joined.label == "early bird"
+    server.stop()
+    assert hosted.end() == exit_codes.OK
+
+
+def test_a_client_without_a_server_gives_up_and_creates_no_topic(federation: Federation) -> None:
+    hosted = federation.host(SITE_0, server_timeout_s=0.5)
+    assert hosted.end() == exit_codes.UNAVAILABLE
+    run = run_id(federation.job_file.job, None)
+    names = topic_names(federation.job_file.job, run)
+    for topic in (names.control, names.events, names.model, names.updates, names.journal):
+        assert federation.log.partitions(topic) is None
+
+
+def test_a_server_that_never_answers_ends_the_client_as_unavailable(
+    federation: Federation,
+) -> None:
+    server = federation.server()
+    hosted = federation.host(SITE_0, server_timeout_s=1.0)
+    assert hosted.end() == exit_codes.UNAVAILABLE
+    (left,) = server.await_records(records.Left)
+    assert "no word from the server" in left.reason
+
+
+def test_a_client_that_comes_after_the_end_does_not_join(federation: Federation) -> None:
+    server = federation.server()
+    server.stop()
+    assert federation.host(SITE_0).end() == exit_codes.OK
+    server.poll()
+    assert not server.found(records.Joined)
+
+
+def test_a_client_that_joins_in_the_middle_gets_the_standing_work(federation: Federation) -> None:
+    server = federation.server()
+    announced, inline = server.announcement(2)
+    offset = server.say(announced, inline)
+    federation.host(SITE_0)
+    server.welcome(*server.await_records(records.Joined), announcement=offset)
+    (update,) = server.await_records(records.Updated)
+    assert update.round == 2
+
+
+def test_a_restarted_client_does_not_repeat_what_counts(federation: Federation) -> None:
+    server = federation.server()
+    announced, inline = server.announcement(2)
+    offset = server.say(announced, inline)
+    federation.host(SITE_0)
+    server.welcome(
+        *server.await_records(records.Joined), announcement=offset, committed={SITE_0: 2}
+    )
+    server.close_round(2)
+    server.announce(3)
+    (update,) = server.await_records(records.Updated)
+    assert update.round == 3
+
+
+def test_a_second_process_with_the_same_identity_ends_the_first(federation: Federation) -> None:
+    server, first = federation.joined(SITE_0)
+    second = federation.host(SITE_0)
+    server.welcome(server.await_records(records.Joined, 2)[1])
+    assert first.end() == exit_codes.REPLACED
+    server.stop()
+    assert second.end() == exit_codes.OK
+
+
+def test_code_that_raises_is_reported_and_the_client_stays(federation: Federation) -> None:
+    server, _ = federation.joined(SITE_0)
+    server.announce(1, rate=13.0)
+    (failed,) = server.await_records(records.Failed)
+    assert (failed.round, failed.reason) == (1, "ValueError: thirteen")
+    server.announce(2)
+    (update,) = server.await_records(records.Updated)
+    assert update.round == 2
+
+
+def test_a_client_without_data_ends_and_the_others_go_on(federation: Federation) -> None:
+    federation.configure("spec.task.parameters.withoutData=[1]")
+    server, hosted = federation.joined(SITE_0, SITE_1)
+    server.announce(1)
+    (failed,) = server.await_records(records.Failed)
+    (left,) = server.await_records(records.Left)
+    assert (failed.client, failed.reason) == (SITE_1, "no folder /data")
+    assert left.client == SITE_1
+    assert server.await_records(records.Updated)[0].client == SITE_0
+    server.stop()
+    assert hosted.end() == exit_codes.TASK
+
+
+def test_a_task_that_cannot_be_loaded_ends_every_client(federation: Federation) -> None:
+    server = federation.server()
+    federation.configure("spec.task.entrypoint=missing.py:task")
+    hosted = federation.host(SITE_0, SITE_1)
+    assert hosted.end() == exit_codes.TASK
+    server.poll()
+    assert names(server.found(records.Left)) <= {SITE_0, SITE_1}
+
+
+def test_a_closed_round_stops_the_training_and_the_next_one_begins(
+    federation: Federation,
+) -> None:
+    server, _ = federation.joined(SITE_0)
+    server.announce(1, rate=99.0)
+    until(
+        lambda: server.poll() or any(h.round == 1 for h in server.found(records.Heartbeat)),
+        "a heartbeat that tells the round",
+    )
+    server.close_round(1)
+    server.announce(2)
+    (update,) = server.await_records(records.Updated)
+    assert update.round == 2
+
+
+def test_stopping_the_process_stops_the_training_within_seconds(federation: Federation) -> None:
+    server, hosted = federation.joined(SITE_0, SITE_1)
+    server.announce(1, rate=99.0)
+    until(
+        lambda: server.poll() or any(h.round == 1 for h in server.found(records.Heartbeat)),
+        "a heartbeat that tells the round",
+    )
+    begin = time.monotonic()
+    hosted.worker.stop(exit_codes.TERMINATED, "SIGTERM")
+    assert hosted.end() == exit_codes.TERMINATED
+    assert time.monotonic() - begin < 3.0
+    assert names(server.await_records(records.Left, 2)) == {SITE_0, SITE_1}
+
+
+def test_an_update_whose_chunks_are_gone_is_uploaded_again(federation: Federation) -> None:
+    federation.configure("spec.task.parameters.size=100000")
+    server, _ = federation.joined(SITE_0)
+    server.announce(1)
+    (first,) = server.await_records(records.Updated)
+    server.close_round(1, reupload=(SITE_0,))
+    _, second = server.await_records(records.Updated, 2)
+    assert second.bulk.raw_digest == first.bulk.raw_digest
+    assert second.bulk.runs[0][0] > first.bulk.runs[0][0]
+
+
+def test_a_model_that_is_not_what_it_claims_to_be_is_refused(federation: Federation) -> None:
+    server, _ = federation.joined(SITE_0)
+    announced, inline = server.announcement(1)
+    server.say(announced, inline[:-1] + bytes([inline[-1] ^ 1]))
+    (failed,) = server.await_records(records.Failed)
+    assert "digest" in failed.reason
+    server.weights = {"w": np.zeros(3, np.float32)}
+    server.announce(2)
+    _, failed = server.await_records(records.Failed, 2)
+    assert failed.round == 2
+    assert "tensors differ" in failed.reason
+    assert not server.found(records.Updated)
+
+
+def test_what_is_no_word_of_this_run_is_skipped(federation: Federation) -> None:
+    server, hosted = federation.joined(SITE_0)
+    server.writer.send(server.names.control, b"nonsense").result(DEADLINE_S)
+    stopped = records.Stopped(run="another", epoch=9, outcome="Failed", reason="", round=0)
+    server.say(stopped)
+    server.writer.send(
+        server.names.control,
+        records.encode(
+            records.Left(run=server.run, client=SITE_0, incarnation="0" * 16, reason="")
+        ),
+    ).result(DEADLINE_S)
+    server.announce(1)
+    server.await_records(records.Updated)
+    assert hosted.exit_code is None
+
+
+def test_a_client_that_the_job_does_not_have_is_named(federation: Federation) -> None:
+    with pytest.raises(JobError, match="no client site/2") as caught:
+        Worker(federation.job_file, [SITE_0, "site/2"], transport=federation.log)
+    assert "site/0 to /1" in str(caught.value)
+
+
+def test_a_client_of_a_program_obeys_the_classic_variables(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIENT_ID", "laptop")
+    server = federation.server()
+    client = FederatedClient(federation.job_file, "site", 1, transport=federation.log)
+    with ThreadPoolExecutor(1) as pool:
+        exit_code = pool.submit(client.run)
+        (joined,) = server.await_records(records.Joined)
+        client.stop(exit_codes.INTERRUPTED, "enough")
+        assert exit_code.result(DEADLINE_S) == exit_codes.INTERRUPTED
+    assert (joined.client, joined.label) == (SITE_1, "laptop")
