@@ -14,6 +14,7 @@ from fedlog.job.model import (
     DECIMAL_PATTERN,
     ENTRYPOINT_PATTERN,
     LABEL_PATTERN,
+    SERVERS_PATTERN,
     TOPIC_PATTERN,
     UID_PATTERN,
     FederatedJob,
@@ -24,7 +25,8 @@ Node = Mapping[str, Any]
 
 _PATTERN_WORDS = {
     LABEL_PATTERN: "lower-case letters, digits and '-', with a letter or digit at both ends",
-    TOPIC_PATTERN: "letters, digits, '.', '_' and '-'",
+    TOPIC_PATTERN: "letters, digits, '.', '_' and '-', not beginning with '.'",
+    SERVERS_PATTERN: "host:port, or several with commas",
     UID_PATTERN: "lower-case letters, digits and '-'",
     ENTRYPOINT_PATTERN: "package.module:attribute or path/to/file.py:attribute",
 }

@@ -457,14 +457,19 @@ def _get(value: Any, step: str | int) -> Any:
 
 
 def _put(document: Document, path: Path, value: Any) -> None:
-    """Set the value at the path; mappings on the way are made where they are missing."""
+    """Set the value at the path; mappings on the way are made where they are missing.
+
+    Where the file has something else than a mapping on the way, nothing is set: that is wrong
+    already, and will be said of the file.
+    """
     # Aliases share values: an override is meant for one place.
     document.value = copy.deepcopy(document.value)
     target = document.value
-    for step, _ in pairwise(path):
+    for step, next_step in pairwise(path):
         below = _get(target, step)
-        if not isinstance(below, dict | list):
-            below = {}
-            target[step] = below
+        if below is None:
+            below = target[step] = {}
+        if not isinstance(below, list if isinstance(next_step, int) else dict):
+            return
         target = below
     target[path[-1]] = value

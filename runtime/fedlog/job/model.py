@@ -26,7 +26,9 @@ KIND: Final = "FederatedJob"
 
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DECIMAL_PATTERN = r"^[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
-TOPIC_PATTERN = r"^[a-zA-Z0-9._-]+$"
+TOPIC_PATTERN = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"
+_ADDRESS = r"(\[[0-9a-fA-F:.]+\]|[^\s,:\[\]]+):[0-9]{1,5}"
+SERVERS_PATTERN = rf"^{_ADDRESS}(, *{_ADDRESS})*$"
 ENTRYPOINT_PATTERN = r"^([^:\s][^:]*\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*$"
 UID_PATTERN = r"^[-a-z0-9]+$"
 
@@ -430,11 +432,28 @@ class Topics(Document):
     deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
     """Delete: topics that this run created are deleted once it has ended. Retain: they stay."""
 
+    @model_validator(mode="after")
+    def _different_topics(self) -> Self:
+        if self.model is not None and self.model == self.updates:
+            _refuse(
+                [
+                    Finding(
+                        ("updates",),
+                        f'"{self.updates}", which is the topic for models, too',
+                        "another name than model has",
+                        "leave both out, and they are named after the job",
+                    )
+                ]
+            )
+        return self
+
 
 class Kafka(Document):
     """The log."""
 
-    bootstrap_servers: Annotated[str, Field(min_length=3, max_length=2000)] | None = None
+    bootstrap_servers: (
+        Annotated[str, Field(min_length=3, max_length=2000, pattern=SERVERS_PATTERN)] | None
+    ) = None
     """`host:port[,host:port…]`. Default: BOOTSTRAP_SERVERS, else localhost:9094; `fedlog run` uses
     the embedded broker unless --broker or BOOTSTRAP_SERVERS is given."""
     topics: Topics = Topics()
@@ -505,7 +524,7 @@ class Spec(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _refuse([*self._group_findings(), *self._quorum_findings(), *self._test_set_findings()])
+        _refuse([*self._group_findings(), *self._quorum_findings(), *self._evaluation_findings()])
         return self
 
     def _group_findings(self) -> list[Finding]:
@@ -568,21 +587,33 @@ class Spec(Document):
             )
         return findings
 
-    def _test_set_findings(self) -> list[Finding]:
+    def _evaluation_findings(self) -> list[Finding]:
+        findings = []
         if (
             self.stop_when is not None
             and self.stop_when.test_set is TestSet.HELD_OUT
             and self.evaluation.held_out is None
         ):
-            return [
+            findings.append(
                 Finding(
                     ("stopWhen", "testSet"),
                     "HeldOut, but evaluation.heldOut is not given",
                     "Clients, or HeldOut together with evaluation.heldOut",
                     "add evaluation: {heldOut: {}}, or use testSet: Clients",
                 )
-            ]
-        return []
+            )
+        needs = {"stopWhen": self.stop_when is not None, "output.keepBest": self.output.keep_best}
+        users = [name for name, needed in needs.items() if needed]
+        if self.evaluation.every == 0 and users:
+            findings.append(
+                Finding(
+                    ("evaluation", "every"),
+                    f"0 together with {' and '.join(users)}, which compare versions",
+                    "at least 1",
+                    "every: 1",
+                )
+            )
+        return findings
 
     @property
     def client_count(self) -> int:

@@ -354,3 +354,42 @@ def test_round_trip_of_any_parameters(parameters: dict[str, Any]) -> None:
     document = yaml.safe_load(MINIMAL)
     document["spec"]["task"]["parameters"] = parameters
     same(loads(json.dumps(document)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.integers(0, len(MINIMAL)),
+    st.integers(0, 12),
+    st.sampled_from(
+        [
+            "",
+            "\n",
+            ": ",
+            "- ",
+            "[",
+            "}",
+            "&a ",
+            "*a",
+            "!!int ",
+            "<<: ",
+            "? ",
+            "~",
+            "---\n",
+            "'",
+            "|\n",
+        ]
+    ),
+    st.sampled_from(
+        ["rounds=4", "clients[0]={}", "clients.site-a.name=x", "spec=1", "spec.task=[]"]
+    ),
+)
+def test_any_damage_ends_in_a_job_error(at: int, cut: int, put: str, override: str) -> None:
+    text = MINIMAL[:at] + put + MINIMAL[at + cut :]
+    try:
+        loads(text, overrides=[override])
+    except JobError as error:
+        problems = error.problems
+    else:
+        return
+    assert problems
+    assert all(problem.found for problem in problems)
