@@ -23,7 +23,7 @@ from fedlog.telemetry.figures import (
 from fedlog.telemetry.logs import one_line
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder, read_metrics
-from fedlog.telemetry.status import Phase, RoundReport, Status
+from fedlog.telemetry.status import Phase, RoundReport, Status, TestSetName
 
 _NAMED_CLIENTS = 5
 """Clients that are named where some are waited for; the rest is a number."""
@@ -40,6 +40,7 @@ class Progress:
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(quiet=quiet, highlight=False)
         self._shown = 0
+        self._measured: set[TestSetName] = set()
         self._lost = 0
         self._phase: Phase | None = None
         self._course: list[float] = []
@@ -105,11 +106,15 @@ class Progress:
         *,
         ended: bool,
     ) -> None:
+        reports = list(reports)
+        for report in reports:
+            self._measured |= report.evaluations.keys()
+        awaited = decisive(dict.fromkeys(self._measured))
         fresh = sorted((r for r in reports if r.round > self._shown), key=lambda r: r.round)
         for index, report in enumerate(fresh):
             newest = index == len(fresh) - 1
-            if newest and not report.evaluations and not ended:
-                return  # its figures are on their way
+            if newest and not ended and (awaited is None or awaited not in report.evaluations):
+                return  # the figures that the other lines show are on their way
             if report.round > self._shown + 1:
                 self._print(_gap(self._shown + 1, report.round - 1))
             self._print(round_line(report, rounds, eta_s if newest else None))

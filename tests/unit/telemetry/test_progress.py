@@ -87,6 +87,23 @@ def test_a_round_waits_for_its_figures_until_the_next_one_is_over() -> None:
     assert screen.rounds() == [1, 2]
 
 
+def test_all_lines_are_of_one_test_set() -> None:
+    screen = Screen()
+    on_clients = {"Clients": Evaluation(version=2, examples=9, clients=3, metrics={"accuracy": 0})}
+    screen.progress.update(status(report(1), report(2, evaluations=on_clients)))
+    assert screen.rounds() == [1]  # round 1 has a held-out figure: that of round 2 will come
+    screen.progress.update(status(report(1), report(2)))
+    assert screen.stream.getvalue().count("(held out)") == 2
+
+
+def test_the_initial_model_is_no_round() -> None:
+    screen = Screen()
+    initial = report(1).model_copy(update={"round": 0, "version": 0})
+    screen.progress.update(status(initial))
+    screen.progress.update(status(initial, report(1)))
+    assert screen.rounds() == [1]
+
+
 def test_rounds_that_were_too_fast_to_be_seen_are_named() -> None:
     screen = Screen()
     screen.progress.update(status(report(1)))
