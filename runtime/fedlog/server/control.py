@@ -23,7 +23,7 @@ class ControlLog:
     def say(
         self,
         told: Sequence[tuple[records.ControlRecord, Bytes]],
-        journal: Sequence[records.JournalRecord] = (),
+        journal: Sequence[tuple[records.JournalRecord, Bytes]] = (),
         *,
         new_work: bool = False,
     ) -> None:
@@ -33,7 +33,7 @@ class ControlLog:
         when a newer server has taken over; nothing was told then.
         """
         with self._writer.transaction():
-            written = [self._journal(record) for record in journal]
+            written = [self._journal(record, payload) for record, payload in journal]
             for pending in written:
                 pending.result(_SEND_TIMEOUT_S)
             sent = [
@@ -44,9 +44,10 @@ class ControlLog:
         if new_work:
             self.work_offset = offsets[-1]
 
-    def _journal(self, record: records.JournalRecord) -> Pending:
+    def _journal(self, record: records.JournalRecord, payload: Bytes) -> Pending:
         key = "head" if isinstance(record, records.Head) else f"round/{record.round}"
-        return self._writer.send(self._names.journal, records.encode(record), key=key.encode())
+        value = records.encode(record, payload)
+        return self._writer.send(self._names.journal, value, key=key.encode())
 
     def close(self) -> None:
         self._writer.close()

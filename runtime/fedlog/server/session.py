@@ -204,8 +204,8 @@ class ServerSession:
         what = "training" if announce.training else "evaluation"
         log.info("round %d: %s asked of %d clients", announce.round, what, len(announce.cohort))
 
-    def _head(self, outcome: do.Finish | None = None) -> records.Head:
-        return records.Head(
+    def _head(self, outcome: do.Finish | None = None) -> tuple[records.Head, Bytes]:
+        head = records.Head(
             run=self._run,
             epoch=_EPOCH,
             version=self._model.version,
@@ -217,6 +217,7 @@ class ServerSession:
             outcome=None if outcome is None else outcome.outcome,
             reason="" if outcome is None else outcome.message,
         )
+        return head, self._inline
 
     # ---- a round --------------------------------------------------------------------------------
 
@@ -245,7 +246,9 @@ class ServerSession:
             told.append(self._announcement(following))
             self._announced = (following.round, self._model.digest)
         self._control.say(
-            told, [self._committed(commit, base), self._head()], new_work=following is not None
+            told,
+            [(self._committed(commit, base), b""), self._head()],
+            new_work=following is not None,
         )
 
         folding_s = self._folder_of_updates.seconds - self._folding_s
@@ -317,6 +320,7 @@ class ServerSession:
             partition=0,
             chunk_bytes=self._chunk_bytes,
             codec="zstd" if codec is Compression.ZSTD else "none",
+            known_raw_digest=self._model.digest,
             timeout_s=_UPLOAD_TIMEOUT_S,
         )
         if not self._manifest.inline:
