@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from fedlog.tasks.loading import load_task
 
 from fedlog import exit_codes
 from fedlog.client import FederatedClient
 from fedlog.client.worker import Worker
 from fedlog.job.errors import JobError
 from fedlog.job.loading import JobFile, load
+from fedlog.tasks.loading import load_task
 from fedlog.transport.base import BulkReader
 from fedlog.transport.bulk import download, upload
 from fedlog.transport.memory import MemoryTransport
@@ -503,7 +503,7 @@ def test_an_update_whose_chunks_are_gone_is_uploaded_again(federation: Federatio
     (first,) = server.await_records(records.Updated)
     server.close_round(1, reupload=(SITE_0,))
     _, second = server.await_records(records.Updated, 2)
-    assert second.bulk.raw_digest == first.bulk.raw_digest
+    assert second.bulk.digest == first.bulk.digest
     assert second.bulk.runs[0][0] > first.bulk.runs[0][0]
 
 

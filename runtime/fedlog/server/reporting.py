@@ -42,7 +42,6 @@ class UpdateFacts:
     """What a manifest tells about a folded update, for the round's report."""
 
     bulk: BulkManifest
-    payload_bytes: int
     metrics: Mapping[str, float]
     examples: int
 
@@ -71,8 +70,8 @@ class Reporter:
     def round_opened(self) -> None:
         self._round_opened = time.monotonic()
 
-    def published(self, manifest: BulkManifest, payload_bytes: int) -> None:
-        self._bytes_down += encoded_bytes(manifest, payload_bytes)
+    def published(self, model: BulkManifest) -> None:
+        self._bytes_down += model.encoded_size
 
     def committed(
         self,
@@ -81,7 +80,6 @@ class Reporter:
         facts: Iterable[UpdateFacts],
         *,
         model: BulkManifest,
-        model_payload_bytes: int,
         learning_rate: float,
         aggregation_s: float,
     ) -> None:
@@ -94,8 +92,7 @@ class Reporter:
         reasons = Counter(reason.split(":")[0] for reason in commit.refused.values())
         reasons.update(self.refusals)
         self.refusals.clear()
-        up = sum(encoded_bytes(fact.bulk, fact.payload_bytes) for fact in facts)
-        down = encoded_bytes(model, model_payload_bytes)
+        up = sum(fact.bulk.encoded_size for fact in facts)
         self._bytes_up += up
         report = RoundReport(
             round=commit.round,
@@ -111,7 +108,7 @@ class Reporter:
             participants=tuple(update.client for update in commit.accepted[:MAX_CLIENTS]),
             train_metrics=_weighted(facts),
             bytes_up=up,
-            bytes_down=down,
+            bytes_down=model.encoded_size,
             bytes_raw_up=sum(fact.bulk.size for fact in facts),
             bytes_raw_down=model.size,
             learning_rate=learning_rate,
@@ -265,17 +262,10 @@ class Reporter:
         self._file.close()
 
 
-def _decisive(test_set: TestSet, figures: Mapping[str, object]) -> TestSet | None:
+def _decisive(test_set: TestSet, figures: Mapping[TestSetName, object]) -> TestSet | None:
     if test_set.value in figures:
         return test_set
     return next((other for other in TestSet if other.value in figures), None)
-
-
-def encoded_bytes(manifest: BulkManifest, payload_bytes: int) -> int:
-    """Bytes of a payload as it travelled: inline, or estimated by its raw size where chunks are
-    not compressed; compressed chunks are counted as they were read.
-    """
-    return payload_bytes if manifest.inline else manifest.size
 
 
 def _weighted(facts: Iterable[UpdateFacts]) -> dict[str, float]:

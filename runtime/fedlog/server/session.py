@@ -261,7 +261,6 @@ class ServerSession:
             self._model.digest,
             facts,
             model=self._manifest,
-            model_payload_bytes=len(self._inline),
             learning_rate=learning_rate(spec.training, commit.round - 1, spec.rounds),
             aggregation_s=folding_s,
         )
@@ -274,10 +273,8 @@ class ServerSession:
     def _facts(self, commit: do.CommitRound) -> list[UpdateFacts]:
         facts = []
         for update in commit.accepted:
-            manifest, payload = self._intake.manifest(update.offset)
-            facts.append(
-                UpdateFacts(manifest.bulk, len(payload), manifest.metrics, update.examples)
-            )
+            manifest, _ = self._intake.manifest(update.offset)
+            facts.append(UpdateFacts(manifest.bulk, manifest.metrics, update.examples))
         self._intake.keep_only({update.offset for update in self._engine.late.values()})
         return facts
 
@@ -320,16 +317,16 @@ class ServerSession:
             partition=0,
             chunk_bytes=self._chunk_bytes,
             codec="zstd" if codec is Compression.ZSTD else "none",
-            known_raw_digest=self._model.digest,
+            raw_digest=self._model.digest,
             timeout_s=_UPLOAD_TIMEOUT_S,
         )
         if not self._manifest.inline:
-            self._models.wrote(self._manifest.size)
-        self._reporter.published(self._manifest, len(self._inline))
+            self._models.wrote(self._manifest.encoded_size)
+        self._reporter.published(self._manifest)
 
     def _trim(self, commit: do.CommitRound, facts: list[UpdateFacts]) -> None:
         """Let go of bulk that cannot count any more."""
-        self._updates.wrote(sum(fact.bulk.size for fact in facts if not fact.bulk.inline))
+        self._updates.wrote(sum(fact.bulk.encoded_size for fact in facts if not fact.bulk.inline))
         finishing = [
             member.finishing
             for member in self._engine.membership.members.values()

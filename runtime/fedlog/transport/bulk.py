@@ -25,7 +25,7 @@ from fedlog.wire.bulk import (
     raw_chunk_bytes,
     split,
 )
-from fedlog.wire.errors import DigestMismatchError
+from fedlog.wire.errors import DigestMismatchError, WireError
 from fedlog.wire.limits import Limits
 
 MAX_IN_FLIGHT = 16  # the producer has no bound of its own on the memory of what it sends
@@ -41,7 +41,7 @@ def upload(
     codec: Codec = "none",
     inline_bytes: int = INLINE_BYTES,
     on_first_chunk: Callable[[int], None] | None = None,
-    known_raw_digest: str | None = None,
+    raw_digest: str | None = None,
     timeout_s: float,
 ) -> tuple[BulkManifest, bytes]:
     """Write a payload to the log and return its manifest, which commits it once it is sent.
@@ -50,24 +50,22 @@ def upload(
     manifest, and travels in the manifest's record; otherwise the second value is empty.
 
     chunk_bytes: the largest value of a record. on_first_chunk: called with the offset of the first
-    chunk as soon as the log has it, before further ones are sent. known_raw_digest: where the
-    caller has it already; computing it takes as long as the digests of the chunks. timeout_s: for
-    the whole upload. The buffers must not change until this returns. Raises TransportError.
+    chunk as soon as the log has it, before further ones are sent. raw_digest: the identity of a
+    model version, for its manifest. timeout_s: for the whole upload. The buffers must not change
+    until this returns. Raises TransportError.
     """
     size = sum(len(buffer) for buffer in buffers)
-    raw = RawDigest()
 
     if size <= inline_bytes:
         payload = b"".join(buffers)
-        if known_raw_digest is None:
-            raw.update(payload)
         encoded = bytes(encode_chunk(payload, codec))
         manifest = build_manifest(
             codec=codec,
             size=size,
+            encoded_size=len(encoded),
             chunk_bytes=size,
             digests=[chunk_digest(encoded)],
-            raw_digest=known_raw_digest or raw.hexdigest(),
+            raw_digest=raw_digest,
         )
         return manifest, encoded
 
@@ -75,14 +73,14 @@ def upload(
     in_flight: deque[Pending] = deque()
     digests: list[bytes] = []
     offsets: list[int] = []
+    encoded_size = 0
     raw_chunk = raw_chunk_bytes(chunk_bytes, codec)
     for chunk in split(buffers, raw_chunk):
         encoded_chunk = encode_chunk(chunk, codec)
         in_flight.append(writer.send(topic, encoded_chunk, partition=partition))
         # The digests are computed while the chunk is on its way.
         digests.append(chunk_digest(encoded_chunk))
-        if known_raw_digest is None:
-            raw.update(chunk)
+        encoded_size += len(encoded_chunk)
         if not offsets and on_first_chunk is not None:
             offsets.append(in_flight.popleft().result(deadline.remaining_s()))
             on_first_chunk(offsets[0])
@@ -99,9 +97,10 @@ def upload(
     manifest = build_manifest(
         codec=codec,
         size=size,
+        encoded_size=encoded_size,
         chunk_bytes=raw_chunk,
         digests=digests,
-        raw_digest=known_raw_digest or raw.hexdigest(),
+        raw_digest=raw_digest,
         topic=topic,
         partition=partition,
         offsets=offsets,
@@ -131,8 +130,8 @@ def download(
     digests = check_manifest(manifest, limits)
     buffer = into if into is not None and len(into) >= manifest.size else bytearray(manifest.size)
     payload = memoryview(buffer)[: manifest.size]
-    raw = RawDigest()
-    received = 0
+    raw = None if manifest.raw_digest is None else RawDigest()
+    received = encoded_size = 0
     chunks = _encoded_chunks(reader, manifest, inline, timeout_s)
     for index, (digest, encoded) in enumerate(zip(digests, chunks, strict=False)):
         if chunk_digest(encoded) != digest:
@@ -142,11 +141,17 @@ def download(
         begin = index * manifest.chunk_bytes
         chunk = payload[begin : begin + manifest.chunk_size(index)]
         decode_chunk_into(chunk, encoded, manifest.codec)
-        raw.update(chunk)
+        if raw is not None:
+            raw.update(chunk)
         received += 1
+        encoded_size += len(encoded)
     if received != len(digests):
         raise BulkMissingError(f"{received} of {len(digests)} chunks came")
-    if raw.hexdigest() != manifest.raw_digest:
+    if encoded_size != manifest.encoded_size:
+        raise WireError(
+            f"the chunks have {encoded_size} bytes, the manifest names {manifest.encoded_size}"
+        )
+    if raw is not None and raw.hexdigest() != manifest.raw_digest:
         raise DigestMismatchError("the payload does not have the raw digest of its manifest")
     return payload.toreadonly()
 

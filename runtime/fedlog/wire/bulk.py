@@ -9,9 +9,10 @@ one Kafka record is exactly one (encoded) chunk.
 
 ``digests`` holds the SHA-256 of every encoded chunk, 32 bytes each, concatenated, in base64.
 ``digest`` is the lower-case hex SHA-256 of that concatenation (before base64): the identity of
-the encoded payload. ``raw_digest`` is the same construction over the raw chunks with
-``chunk_bytes`` fixed at 1 MiB (2**20), so that it does not depend on how a payload travels: it is
-the identity of a model version.
+the encoded payload. ``encoded_size`` is the sum of the encoded chunks' sizes. ``raw_digest`` is the
+same construction as ``digest`` over the raw chunks with ``chunk_bytes`` fixed at 1 MiB (2**20), so
+that it does not depend on how a payload travels: it is the identity of a model version. An update
+has none.
 
 Chunks lie in one partition; ``runs`` lists them as ``[first offset, count]`` in ascending order.
 A payload of at most INLINE_BYTES travels in the record of its manifest instead: then ``topic`` is
@@ -57,9 +58,10 @@ class BulkManifest(BaseModel):
 
     codec: Codec = "none"
     size: Size
+    encoded_size: Size
     chunk_bytes: Size
     digest: Digest
-    raw_digest: Digest
+    raw_digest: Digest | None = None
     digests: str
     topic: TopicName | None = None
     partition: Partition = 0
@@ -199,9 +201,10 @@ def build_manifest(
     *,
     codec: Codec,
     size: int,
+    encoded_size: int,
     chunk_bytes: int,
     digests: Sequence[bytes],
-    raw_digest: str,
+    raw_digest: str | None = None,
     topic: str | None = None,
     partition: int = 0,
     offsets: Iterable[int] = (),
@@ -219,6 +222,7 @@ def build_manifest(
     manifest = BulkManifest(
         codec=codec,
         size=size,
+        encoded_size=encoded_size,
         chunk_bytes=chunk_bytes,
         digest=digest_of(digests),
         raw_digest=raw_digest,

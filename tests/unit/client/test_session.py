@@ -54,7 +54,12 @@ def announced(round_: int = 1, **changes: Any) -> Announced:
         "version": version,
         "base": base(version),
         "model": BulkManifest(
-            size=1, chunk_bytes=1, digest=base(0), raw_digest=base(version), digests=""
+            size=1,
+            encoded_size=1,
+            chunk_bytes=1,
+            digest=base(0),
+            raw_digest=base(version),
+            digests="",
         ),
         "cohort": (ME, OTHER),
         "training": Training(local_epochs=1, batch_size=10, learning_rate=0.1),

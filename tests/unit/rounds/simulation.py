@@ -51,7 +51,12 @@ def _digest(*parts: object) -> str:
 
 def _bulk(name: str) -> BulkManifest:
     return BulkManifest(
-        size=1, chunk_bytes=1, digest=_digest(name), raw_digest=_digest(name), digests=""
+        size=1,
+        encoded_size=1,
+        chunk_bytes=1,
+        digest=_digest(name),
+        raw_digest=_digest(name),
+        digests="",
     )
 
 

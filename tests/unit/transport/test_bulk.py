@@ -62,7 +62,8 @@ def get(log: MemoryTransport, manifest: BulkManifest, inline: Bytes = b"", **opt
 def test_a_payload_passes_through_the_log(log: MemoryTransport, codec: str):
     payload = [*buffers(), bytes(3000)]  # some that zstd cannot shrink, and some that it can
     manifest = put(log, payload, codec=codec)
-    assert manifest.raw_digest == raw_digest(payload)
+    assert manifest.size == sum(map(len, payload))
+    assert (manifest.encoded_size < manifest.size) == (codec == "zstd")
     assert (manifest.topic, manifest.partition) == (TOPIC, 1)
     assert get(log, manifest) == b"".join(payload)
 
@@ -123,11 +124,17 @@ def test_chunks_between_those_of_others_are_named_by_runs(log: MemoryTransport):
     assert get(log, manifest) == bytes(2500)
 
 
-def test_a_digest_that_the_caller_knows_is_used(log: MemoryTransport):
-    known = raw_digest(buffers())
-    assert put(log, buffers(), known_raw_digest=known) == put(log, buffers()).model_copy(
-        update={"runs": ((0, 43),)}
-    )
+def test_a_model_carries_its_identity_and_it_is_verified(log: MemoryTransport):
+    identity = raw_digest(buffers())
+    manifest = put(log, buffers(), raw_digest=identity)
+    assert manifest.raw_digest == identity
+    assert get(log, manifest) == b"".join(buffers())
+
+
+def test_an_encoded_size_that_is_not_true_is_refused(log: MemoryTransport):
+    manifest = put(log, buffers()).model_copy(update={"encoded_size": 5})
+    with pytest.raises(WireError, match="manifest names 5"):
+        get(log, manifest)
 
 
 def test_the_first_chunk_is_told_before_further_ones_are_sent(log: MemoryTransport):

@@ -128,6 +128,7 @@ def manifest(**changes: Any) -> BulkManifest:
     good = build_manifest(
         codec="none",
         size=10,
+        encoded_size=10,
         chunk_bytes=4,
         digests=[chunk_digest(chunk) for chunk in CHUNKS],
         raw_digest=raw_digest(CHUNKS),
@@ -143,6 +144,7 @@ def test_golden_manifest():
     assert manifest().model_dump() == {
         "codec": "none",
         "size": 10,
+        "encoded_size": 10,
         "chunk_bytes": 4,
         "digest": hashlib.sha256(joined).hexdigest(),
         "raw_digest": hashlib.sha256(hashlib.sha256(b"aaaabbbbcc").digest()).hexdigest(),

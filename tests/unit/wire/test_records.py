@@ -40,6 +40,7 @@ SERVER: dict[str, Any] = {"run": RUN, "epoch": 1}
 INLINE = build_manifest(
     codec="none",
     size=4,
+    encoded_size=4,
     chunk_bytes=4,
     digests=[chunk_digest(b"data")],
     raw_digest=raw_digest([b"data"]),
@@ -47,6 +48,7 @@ INLINE = build_manifest(
 ON_THE_LOG = build_manifest(
     codec="zstd",
     size=10,
+    encoded_size=6,
     chunk_bytes=8,
     digests=[chunk_digest(b"one"), chunk_digest(b"two")],
     raw_digest=raw_digest([b"0123456789"]),
@@ -138,7 +140,7 @@ def test_golden_bytes_from_a_client():
         b'{"run":"fedlog.default.digits.manual","client":"site-a/0",'
         b'"incarnation":"0123456789abcdef","type":"updated","round":3,"base":"' + b"ab" * 32 + b'",'
         b'"examples":600,"metrics":{"loss":0.5},"seconds":1.25,"bulk":{"codec":"none","size":4,'
-        b'"chunk_bytes":4,'
+        b'"encoded_size":4,"chunk_bytes":4,'
         b'"digest":"464472b56079ded3d359b17935624bdb8487b6a64856090725277ddb5fb5576a",'
         b'"raw_digest":"464472b56079ded3d359b17935624bdb8487b6a64856090725277ddb5fb5576a",'
         b'"digests":"Om6weQ85rIfJTzhWst0sXREOaBFgImGpqSPTuyOtyLc=",'
