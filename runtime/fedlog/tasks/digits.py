@@ -16,9 +16,9 @@ import numpy as np
 from fedlog.tasks.base import ClientData, Dataset, Learner, Parameters, Partition
 from fedlog.tasks.datasets import client_data, stratified_split
 from fedlog.tasks.environment import reduced_data_size
-from fedlog.tasks.errors import ParameterError
 from fedlog.tasks.keras import KerasTask
 from fedlog.tasks.package_data import package_file
+from fedlog.tasks.parameters import REDUCED_DATA_SIZE, check_known, choice
 from fedlog.tasks.sklearn import SklearnTask
 
 PIXELS = 64
@@ -87,12 +87,8 @@ class DigitsTask:
         }
 
     def _chosen(self, parameters: Parameters) -> KerasTask | SklearnTask:
-        name = parameters.get("model", "mlp")
-        if name not in self._by_model:
-            raise ParameterError(
-                f"spec.task.parameters.model is {name!r}, allowed: {', '.join(self._by_model)}"
-            )
-        return self._by_model[name]
+        check_known(parameters, "model", REDUCED_DATA_SIZE)
+        return self._by_model[choice(parameters, "model", tuple(self._by_model))]
 
     def model(self, parameters: Parameters, seed: int) -> Learner:
         return self._chosen(parameters).model(parameters, seed)

@@ -96,12 +96,7 @@ class KerasLearner:
         if model.optimizer is None or not isinstance(model.optimizer.variables, list):
             raise ModelError(f"model {model.name!r} is compiled without an optimizer")
         self.model = model
-        names = stable_names(model)
-        trainable = {id(variable) for variable in model.trainable_weights}
-        # sorted() is stable: the model's order stays within each of the two kinds.
-        self._variables = {
-            names[id(v)]: v for v in sorted(model.weights, key=lambda v: id(v) not in trainable)
-        }
+        self._variables = named_variables(model)
         # Shapes and dtypes only: a broadcast zero takes no memory.
         self._layout = {
             name: np.broadcast_to(np.zeros((), np.dtype(v.dtype)), tuple(v.shape))
@@ -213,12 +208,13 @@ def import_keras() -> Any:
     return keras
 
 
-def stable_names(model: Any) -> dict[int, str]:
-    """id(variable) -> name, the same for every model that one function makes, in any process.
+def named_variables(model: Any) -> dict[str, Any]:
+    """The model's variables by name, trainable ones first: without metrics and random state.
 
-    A variable's path holds automatic layer names such as `dense_3`, which count all layers that
-    the process ever made. Here they count within their parent, from the first, as in a new
-    process; names that the user gave stay.
+    Names are the same for every model that one function makes, in any process. A variable's path
+    holds automatic layer names such as `dense_3`, which count all layers that the process ever
+    made; here they count within their parent, from the first, as in a new process. Names that the
+    user gave stay.
     """
     automatic = {
         layer.name: base
@@ -227,25 +223,26 @@ def stable_names(model: Any) -> dict[int, str]:
         if re.fullmatch(rf"{re.escape(base)}(_\d+)?", layer.name)
     }
     labels: dict[tuple[str, str], dict[str, str]] = {}
-    names: dict[int, str] = {}
+    named: dict[str, Any] = {}
     for variable in model.weights:
         name = ""
         for part in variable.path.split("/"):
             base = automatic.get(part)
-            if base is not None:
+            if base is None:
+                label = part
+            else:
                 siblings = labels.setdefault((name, base), {})
                 count = len(siblings)
                 label = siblings.setdefault(part, f"{base}_{count}" if count else base)
-            else:
-                label = part
             name = f"{name}/{label}" if name else label
-        taken = set(names.values())
         unique, number = name, 1
-        while unique in taken:
+        while unique in named:
             number += 1
             unique = f"{name}.{number}"
-        names[id(variable)] = unique
-    return names
+        named[unique] = variable
+    trainable = {id(variable) for variable in model.trainable_weights}
+    # sorted() is stable: the model's order stays within each of the two kinds.
+    return dict(sorted(named.items(), key=lambda item: id(item[1]) not in trainable))
 
 
 def _snake_case(name: str) -> str:
