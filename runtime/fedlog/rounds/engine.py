@@ -53,20 +53,10 @@ from fedlog.rounds.events import (
 )
 from fedlog.rounds.measuring import Judge, VersionFigures
 from fedlog.rounds.membership import Membership
+from fedlog.rounds.phase import Phase
 
 LATENESS_ROUNDS = 10
 """A late update of an older round than this is refused; the log is kept for so long."""
-
-
-class Phase(StrEnum):
-    """Where a job stands; shown in the status by these words."""
-
-    JOINING = "Joining"
-    TRAINING = "Training"
-    CLOSING = "Closing"
-    EVALUATING = "Evaluating"
-    COMPLETE = "Complete"
-    FAILED = "Failed"
 
 
 class Work(StrEnum):
@@ -133,7 +123,7 @@ class Engine:
 
     @property
     def ended(self) -> bool:
-        return self.phase in (Phase.COMPLETE, Phase.FAILED)
+        return self.phase.ended
 
     def deadline(self) -> float:
         """When the current phase gives up waiting, on the clock of `step`."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from fedlog.job.model import FederatedJob, TestSet
 from fedlog.rounds.actions import CommitRound, Measured
 from fedlog.rounds.config import EVALUATOR
-from fedlog.rounds.engine import Engine, Phase, Work
+from fedlog.rounds.engine import Engine, Work
 from fedlog.rounds.membership import MemberState
+from fedlog.rounds.phase import Phase
 from fedlog.telemetry.metrics import ServerMetrics
 from fedlog.telemetry.result import Best, Result
 from fedlog.telemetry.run_folder import MetricsFile, RunFolder
@@ -27,7 +28,6 @@ from fedlog.telemetry.status import (
     Status,
     TestSetName,
 )
-from fedlog.telemetry.status import Phase as ToldPhase
 from fedlog.telemetry.versions import installed_versions
 from fedlog.wire.bulk import BulkManifest
 
@@ -186,7 +186,7 @@ class Reporter:
             run=self.run,
             job=self.job.metadata.name,
             namespace=self.job.metadata.namespace,
-            phase=ToldPhase(engine.phase.value),
+            phase=engine.phase,
             round=min(number, rounds),
             rounds=rounds,
             clients_desired=self.job.spec.client_count,

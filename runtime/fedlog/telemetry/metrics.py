@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from fedlog.telemetry.status import ClientState, Metrics, Phase, RoundReport, Status
+from fedlog.rounds.phase import Phase
+from fedlog.telemetry.status import ClientState, Metrics, RoundReport, Status
 from fedlog.telemetry.versions import installed_versions
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

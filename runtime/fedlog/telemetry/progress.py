@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedlog.rounds.phase import Phase
 from fedlog.telemetry.figures import (
     decisive,
     described,
@@ -23,7 +24,7 @@ from fedlog.telemetry.figures import (
 from fedlog.telemetry.logs import one_line
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder, read_metrics
-from fedlog.telemetry.status import Phase, RoundReport, Status, TestSetName
+from fedlog.telemetry.status import RoundReport, Status, TestSetName
 
 _NAMED_CLIENTS = 5
 """Clients that are named where some are waited for; the rest is a number."""

@@ -18,6 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedlog.rounds.phase import Phase
+
 HISTORY = 20
 """Rounds in `Status.history`."""
 MAX_CLIENTS = 1000
@@ -29,22 +31,6 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Metrics = dict[str, float]
 TestSetName = Literal["HeldOut", "Clients"]
-
-
-class Phase(StrEnum):
-    """Where a run stands."""
-
-    JOINING = "Joining"
-    TRAINING = "Training"
-    CLOSING = "Closing"
-    EVALUATING = "Evaluating"
-    COMPLETE = "Complete"
-    FAILED = "Failed"
-
-    @property
-    def ended(self) -> bool:
-        """No further round will come."""
-        return self in {Phase.COMPLETE, Phase.FAILED}
 
 
 class ClientState(StrEnum):

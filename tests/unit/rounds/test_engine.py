@@ -12,7 +12,8 @@ from fedlog.job.model import LateUpdates, Mode, OnTimeout, TestSet
 from fedlog.rounds import actions as do
 from fedlog.rounds import events as happened
 from fedlog.rounds.config import EVALUATOR, RoundsConfig, StopRule
-from fedlog.rounds.engine import Engine, Phase
+from fedlog.rounds.engine import Engine
+from fedlog.rounds.phase import Phase
 
 A, B, C, D = (f"site/{i}" for i in range(4))
 BASIC = RoundsConfig(

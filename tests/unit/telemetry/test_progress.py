@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fedlog.rounds.phase import Phase
 from fedlog.telemetry.figures import duration, figure, size, sparkline
 from fedlog.telemetry.progress import Progress, round_line
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import MetricsFile, RunFolder
-from fedlog.telemetry.status import HISTORY, Evaluation, Phase, RoundReport, Status
+from fedlog.telemetry.status import HISTORY, Evaluation, RoundReport, Status
 
 
 def report(number: int, *, measured: bool = True, **facts: object) -> RoundReport:
