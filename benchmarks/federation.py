@@ -29,7 +29,10 @@ def noop_job(
         "kind": "FederatedJob",
         "metadata": {"name": "bench"},
         "spec": {
-            "task": {"entrypoint": "fedlog.tasks.noop:task", "parameters": {"sizeBytes": size_bytes}},
+            "task": {
+                "entrypoint": "fedlog.tasks.noop:task",
+                "parameters": {"sizeBytes": size_bytes},
+            },
             "rounds": rounds,
             "participation": {"minClients": clients, "lostAfterSeconds": 120},
             "evaluation": {"every": 0},
