@@ -148,12 +148,15 @@ class Server:
         return self.say(records.Welcome(run=self.run, epoch=self.epoch, clients=clients, **changes))
 
     def announcement(self, round_: int, **changes: Any) -> tuple[records.Announced, bytes]:
+        buffers = tensors.encode(self.weights)
+        base = tensors.raw_digest(buffers)
         manifest, inline = upload(
             self.writer,
-            tensors.encode(self.weights),
+            buffers,
             topic=self.names.model,
             partition=0,
             chunk_bytes=70_000,
+            raw_digest=base,
             timeout_s=DEADLINE_S,
         )
         fields: dict[str, Any] = {
@@ -161,7 +164,7 @@ class Server:
             "epoch": self.epoch,
             "round": round_,
             "version": round_ - 1,
-            "base": manifest.raw_digest,
+            "base": base,
             "model": manifest,
             "cohort": (SITE_0, SITE_1, EDGE),
             "training": records.Training(local_epochs=1, batch_size=2, learning_rate=0.5),
