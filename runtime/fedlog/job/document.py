@@ -55,26 +55,25 @@ _Resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+01234
 
 
 class _Loader(_Resolver, yaml.SafeLoader):
-    """Composes nodes to a bounded depth."""
+    """Composes nodes to a bounded depth and number."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
         self.source = source
         self.depth = 0
+        self.count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.count += 1
         if self.depth > MAX_DEPTH:
-            raise JobError(
-                [
-                    Problem(
-                        "",
-                        f"values nested deeper than {MAX_DEPTH} levels",
-                        f"{MAX_DEPTH} levels",
-                        source=self.source,
-                        line=self.line + 1,
-                    )
-                ]
-            )
+            what, allowed = f"values nested deeper than {MAX_DEPTH} levels", f"{MAX_DEPTH} levels"
+        elif self.count > MAX_VALUES:
+            what, allowed = f"more than {MAX_VALUES} values", f"{MAX_VALUES} values"
+        else:
+            return self._compose(parent, index)
+        raise JobError([Problem("", what, allowed, source=self.source, line=self.line + 1)])
+
+    def _compose(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
         try:
             return super().compose_node(parent, index)

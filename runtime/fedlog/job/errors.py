@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from fedlog.errors import FedlogError
 
+MAX_LINE = 400
+"""Characters of one line of a message."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -29,9 +32,16 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.source if self.line is None else f"{self.source}:{self.line}"
-        head = ": ".join(part for part in (where, self.path) if part)
+        head = ": ".join(_shown(part) for part in (where, self.path) if part)
         rows = [("found", self.found), ("allowed", self.allowed), ("try", self.suggestion)]
-        return "\n".join([head, *(f"  {name + ':':<9}{text}" for name, text in rows if text)])
+        lines = (f"  {name + ':':<9}{_shown(text)}" for name, text in rows if text)
+        return "\n".join([head, *lines])
+
+
+def _shown(text: str) -> str:
+    """One bounded line: a file may hold anything, also what would take over a terminal."""
+    short = text if len(text) <= MAX_LINE else text[:MAX_LINE] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
 class JobError(FedlogError):

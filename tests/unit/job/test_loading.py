@@ -128,10 +128,11 @@ def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
         ("é".encode() * (3 * 1024 * 1024), "at most 4,194,304 bytes"),
         (b"[" * 5000, "nested deeper than 50 levels"),
         (b"- " * 5000, "nested deeper than 50 levels"),
+        (b"[" + b"1," * 100_001 + b"]", "more than 100000 values"),
         (b"a: &a [*a]", "aliases (*name)"),
         (b"--- 1\n" * 200, "more than 100 documents"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_what_is_no_job_file(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "job.yaml"
@@ -156,6 +157,14 @@ def test_a_bomb_of_merges_is_refused_at_once() -> None:
         f"a{i}: &a{i} {{k: [{', '.join([f'*a{i - 1}'] * 9)}], <<: *a{i - 1}}}" for i in range(1, 12)
     ]
     assert "aliases (*name) that expand" in error_of("\n".join(lines))
+
+
+def test_what_a_file_holds_cannot_take_over_the_terminal() -> None:
+    key = "k\x1b[2J" + "x" * 1000
+    text = error_of(json.dumps(yaml.safe_load(MINIMAL) | {key: 1}))
+    assert "k\\x1b[2Jxxx" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 820  # a path and a found text, both cut
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_lines() -> None:
