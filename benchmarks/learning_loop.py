@@ -111,8 +111,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="path=value")
     options = parser.parse_args()
     result = plain_loop(load(options.job, overrides=options.set), print)
+    median = statistics.median(result["seconds"])
     print(
-        f"total {result['total_s']:.2f} s, median round {statistics.median(result['seconds']):.2f} s, "
+        f"total {result['total_s']:.2f} s, median round {median:.2f} s, "
         f"setup {result['setup_s']:.2f} s, last accuracy {result['accuracy'][-1]:.4f}"
     )
 

@@ -23,7 +23,8 @@ def prepare_tensorflow() -> None:
     """Settings that TensorFlow and Keras read when they are imported; call it before that."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if "FEDLOG_THREADS" in os.environ:
+    # Once is enough, and TensorFlow refuses a bound after it has computed.
+    if "FEDLOG_THREADS" in os.environ and "tensorflow" not in sys.modules:
         limit_threads(_positive("FEDLOG_THREADS", os.environ["FEDLOG_THREADS"]))
 
 
