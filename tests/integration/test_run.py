@@ -233,14 +233,26 @@ def test_a_killed_worker_is_named_and_without_quorum_the_run_ends(job, start, tm
     until(lambda: in_training(tmp_path), "the first round")
     began = time.monotonic()
     worker_of(process).kill()
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 30, "long before the client's deadline"
     assert process.returncode == exit_codes.FAILED
-    assert "worker-" in out
-    assert "SIGKILL" in out
-    assert "needs 4" in err
+    assert err.startswith("error: 2 of 4 clients are left, and a round needs 4")
+    assert "worker-" in err
+    assert "SIGKILL" in err
     result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
     assert result["outcome"] == "Failed"
+
+
+def test_a_killed_worker_is_named_and_with_quorum_the_run_goes_on(job, start, tmp_path):
+    participation = {"minClients": 1, "heartbeatSeconds": 1, "lostAfterSeconds": 2}
+    process = start(job(digits(rounds=100, evaluation={}, participation=participation)))
+    until(lambda: in_training(tmp_path), "the first round")
+    worker_of(process).kill()
+    out, err = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == exit_codes.OK, out + err
+    assert "lost site/0, site/2: worker-0 was killed (SIGKILL)" in out
+    reports = read_metrics(tmp_path / "runs" / "latest" / "metrics.jsonl")
+    assert set(reports[-1].participants) == {"site/1", "site/3"}
 
 
 def test_a_kept_broker_outlives_the_run(job, run):

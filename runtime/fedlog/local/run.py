@@ -20,6 +20,7 @@ from fedlog.job.errors import JobError, Problem
 from fedlog.job.loading import JobFile, dump, load, loads
 from fedlog.job.model import FederatedJob
 from fedlog.local.broker import broker_for, check_answers
+from fedlog.local.errors import TaskProcessError
 from fedlog.local.federation import Federation, all_clients, cores
 from fedlog.local.memory import check_fits
 from fedlog.local.placement import place
@@ -88,16 +89,23 @@ def run(
             if on_status is not None:
                 on_status(status)
 
+        def say(text: str) -> None:
+            for line in text.splitlines():
+                display.say(line)
+
         log = folder.logs / "broker.log"
         with broker_for(broker, keep=keep_broker, log=log) as running:
             try:
-                federation.run(running, initial, on_status=tell, say=display.say)
+                federation.run(running, initial, on_status=tell, say=say)
             finally:
                 federation.end()
                 if running.note:
                     display.say(running.note)
         initial.unlink()
-        federation.save_model()
+        try:
+            federation.save_model()
+        except TaskProcessError as error:
+            say(f"model.safetensors is there, model.keras is not: {error}")
         result = Result.load(folder.path)
         write_report(folder.path)
         _copy_output(job_file, folder)
@@ -151,7 +159,7 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 @contextmanager
 def _verdict_on_failure(run_id: str, job: FederatedJob, folder: RunFolder) -> Iterator[None]:
-    """A run that could not go on has a result.json, too, unless the server wrote one."""
+    """A run that could not go on has a result and a report, too, unless the server wrote one."""
     try:
         yield
     except FedlogError as error:
@@ -169,6 +177,7 @@ def _verdict_on_failure(run_id: str, job: FederatedJob, folder: RunFolder) -> It
                     rounds_wanted=job.spec.rounds,
                 )
             )
+            write_report(folder.path)
         raise
 
 

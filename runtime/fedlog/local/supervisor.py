@@ -77,20 +77,27 @@ class Supervisor:
             return
 
     def _look_after_workers(self) -> None:
-        for child, worker in self._workers.items():
-            if child not in self._dead and child.exit_code not in {None, exit_codes.OK}:
-                self._dead[child] = child.obituary()
-                self._say(f"{', '.join(worker.clients)} lost: {self._dead[child]}")
+        fresh = [
+            child
+            for child in self._workers
+            if child not in self._dead and child.exit_code not in {None, exit_codes.OK}
+        ]
+        if not fresh:
+            return
+        self._dead.update((child, child.obituary()) for child in fresh)
         lost = sum(
             not client.startswith(f"{EVALUATOR_GROUP}/")
             for child in self._dead
             for client in self._workers[child].clients
         )
-        if self._clients - lost < self._quorum:
+        left = self._clients - lost
+        if left < self._quorum:
             raise ProcessDiedError(
-                f"only {self._clients - lost} of {self._clients} clients are left, and a round "
-                f"needs {self._quorum}: " + "\n".join(self._dead.values())
+                f"{left} of {self._clients} clients are left, and a round needs "
+                f"{self._quorum}:\n" + "\n".join(self._dead.values())
             )
+        for child in fresh:
+            self._say(f"lost {', '.join(self._workers[child].clients)}: {self._dead[child]}")
 
     def _tell_status(self) -> None:
         for status in read_status(self._status_file):
