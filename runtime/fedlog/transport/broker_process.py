@@ -107,9 +107,22 @@ class BrokerProcess:
             return ""
         return self._log.read_text(errors="replace")[-limit:].strip()
 
+    def _check_port(self) -> None:
+        """Somebody else's broker on our port would answer in the place of ours."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise BrokerUnavailableError(
+                    f"{self.name} cannot listen on {self.bootstrap_servers}: {error.strerror}; "
+                    "choose another port"
+                ) from error
+
     def _launch(
         self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
+        self._check_port()
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own command line

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
-from kafka.protocol.consumer import FetchRequest, IsolationLevel
 from kafka.record import MemoryRecords
 
 from fedlog.transport.errors import BulkMissingError, TransportError
 from fedlog.transport.kafka.connection import Connection
+from fedlog.transport.kafka.fetch import fetch, leader_of
 
 WINDOW_CHUNKS = 8
 _AHEAD = 2
@@ -30,7 +30,6 @@ _MISSING_TRIES = 5
 _PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.5
 _WAIT_MS = 100
-_FETCH_VERSION = 12  # the last one that names topics by name
 
 
 @dataclass
@@ -47,10 +46,17 @@ class _Window:
 class KafkaBulkReader:
     """One connection of its own; at most two requests of WINDOW_CHUNKS chunks are held."""
 
-    def __init__(self, connection: Connection, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        chunk_bytes: int,
+        on_close: Callable[[KafkaBulkReader], None],
+    ) -> None:
         self._connection = connection
+        self._on_close = on_close
         self._chunk_bytes = chunk_bytes + 256  # a batch of one record has a header of 61 + 21
         self._client = connection.open(_bootstrapped)
+        self._leaders: dict[TopicPartition, int] = {}
 
     def read(
         self, topic: str, partition: int, offsets: Iterable[int], timeout_s: float
@@ -68,6 +74,7 @@ class KafkaBulkReader:
 
     def close(self) -> None:
         self._client.close()
+        self._on_close(self)
 
     def _ask(self, at: TopicPartition, window: _Window) -> None:
         """Send the request for a window; its answer is waited for in `_answer`."""
@@ -87,48 +94,15 @@ class KafkaBulkReader:
         future.add_errback(failed)
 
     async def _fetch(self, at: TopicPartition, window: _Window) -> Any:
-        cluster = self._client.cluster
-        leader = cluster.leader_for_partition(at)
-        if leader is None:
-            await self._refresh(at.topic)
-            leader = cluster.leader_for_partition(at)
-        if leader is None:
-            raise kafka_errors.UnknownTopicOrPartitionError(at.topic)
-        topic = FetchRequest.FetchTopic
-        limit = window.count * self._chunk_bytes
-        request = FetchRequest(
-            max_wait_ms=_WAIT_MS,
-            min_bytes=1,
-            max_bytes=limit,
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            session_id=0,
-            session_epoch=-1,
-            topics=[
-                topic(
-                    topic=at.topic,
-                    partitions=[
-                        topic.FetchPartition(
-                            partition=at.partition,
-                            current_leader_epoch=-1,
-                            fetch_offset=window.first,
-                            last_fetched_epoch=-1,
-                            partition_max_bytes=limit,
-                        )
-                    ],
-                )
-            ],
-            forgotten_topics_data=[],
-            rack_id="",
-            max_version=_FETCH_VERSION,
-        )
-        response = await self._client._manager.send(request, node_id=leader)
-        return response.responses[0].partitions[0] if response.responses else None
-
-    async def _refresh(self, topic: str) -> None:
-        cluster = self._client.cluster
-        cluster.set_topics([topic])
-        await self._client._manager.wait_for(
-            cluster.request_update(), self._connection.request_s * 1000
+        if at not in self._leaders:
+            self._leaders[at] = await leader_of(self._client, at)
+        return await fetch(
+            self._client,
+            self._leaders[at],
+            at,
+            window.first,
+            max_bytes=window.count * self._chunk_bytes,
+            wait_ms=_WAIT_MS,
         )
 
     def _values(self, at: TopicPartition, window: _Window, timeout_s: float) -> Iterator[bytes]:
@@ -140,6 +114,7 @@ class KafkaBulkReader:
             try:
                 answer = self._answer(at, window, deadline)
             except kafka_errors.KafkaError as error:
+                self._leaders.pop(at, None)
                 problem = self._connection.translated(error, f"reading {at.topic}/{at.partition}")
                 if not problem.retriable or time.monotonic() > deadline:
                     raise problem from error
@@ -174,8 +149,6 @@ class KafkaBulkReader:
                     f"{at.topic}/{at.partition} is not there (any more)"
                 ) from window.error
             raise window.error
-        if window.response is None:
-            return None
         kind = kafka_errors.for_code(window.response.error_code)
         if kind in (
             kafka_errors.OffsetOutOfRangeError,
@@ -185,8 +158,6 @@ class KafkaBulkReader:
                 f"{at.topic}/{at.partition} has no record at offset {window.first}: {kind.__name__}"
             )
         if kind is not kafka_errors.NoError:
-            if issubclass(kind, kafka_errors.InvalidMetadataError):
-                self._client.cluster.request_update()
             raise kind(f"fetching offset {window.first}")
         return window.response
 
@@ -223,7 +194,7 @@ def _consecutive(answer: Any, window: _Window) -> Iterator[bytes]:
 
     Checksums of batches are left out: every chunk's digest is checked by whoever asked.
     """
-    if answer is None or not answer.records:
+    if not answer.records:
         return
     for batch in MemoryRecords(answer.records):
         if batch.is_control_batch or batch.last_offset < window.first:

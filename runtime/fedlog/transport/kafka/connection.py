@@ -51,6 +51,11 @@ class Connection:
         """How long one request may take; the deadline leaves room for a second one."""
         return min(_MAX_REQUEST_S, self.deadline_s / 2)
 
+    @property
+    def largest_fetch_bytes(self) -> int:
+        """What a fetch must be able to take: the largest record, or a full batch of small ones."""
+        return max(self.max_message_bytes, 1_000_000) + RECORD_OVERHEAD_BYTES
+
     def settings(self) -> dict[str, Any]:
         """What every client of the library gets."""
         return {

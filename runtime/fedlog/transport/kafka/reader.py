@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
 from kafka.protocol.consumer import OffsetSpec
 
 from fedlog.transport.base import Record
 from fedlog.transport.dense import DenseOrder
 from fedlog.transport.errors import UnknownTopicError
-from fedlog.transport.kafka.connection import RECORD_OVERHEAD_BYTES, Connection
+from fedlog.transport.kafka.connection import Connection
+from fedlog.transport.kafka.fetch import fetch, leader_of
 
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.05
+_ASK_WAIT_MS = 10  # (T) answers a fetch that must not wait with nothing at all
 
 
 def end_offset(connection: Connection, topic: str, partition: int) -> int:
-    """What the broker says is the next offset; open transactions count (K), or give 0 (T)."""
+    """The offset that the next record gets; open transactions count.
+
+    (T) names the start of the last batch when asked for the end, so a fetch there says how far
+    the partition really goes.
+    """
     at = TopicPartition(topic, partition)
-    offset: int = connection.call(
-        f"asking for the end of {topic}",
-        lambda admin: admin.list_partition_offsets({at: OffsetSpec.LATEST})[at].offset,
-    )
-    return offset
+    largest = connection.largest_fetch_bytes
+
+    def ask(admin: KafkaAdminClient) -> int:
+        told: int = admin.list_partition_offsets({at: OffsetSpec.LATEST})[at].offset
+        mark: int = admin._manager.run(_high_watermark, admin._client, at, told, largest)
+        return max(told, mark)
+
+    return connection.call(f"asking for the end of {topic}", ask)
+
+
+async def _high_watermark(
+    client: KafkaNetClient, at: TopicPartition, offset: int, max_bytes: int
+) -> int:
+    leader = await leader_of(client, at)
+    answer = await fetch(client, leader, at, offset, max_bytes=max_bytes, wait_ms=_ASK_WAIT_MS)
+    mark: int = answer.high_watermark
+    return mark
 
 
 class KafkaReader:
@@ -47,10 +66,12 @@ class KafkaReader:
         dense: bool,
         committed: bool,
         wait_s: float,
+        on_close: Callable[[KafkaReader], None],
     ) -> None:
         self._connection = connection
+        self._on_close = on_close
         self._at = TopicPartition(topic, partition)
-        fetch_bytes = max(connection.max_message_bytes, 1_000_000) + RECORD_OVERHEAD_BYTES
+        fetch_bytes = connection.largest_fetch_bytes
         self._consumer = connection.open(
             KafkaConsumer,
             group_id=None,
@@ -64,7 +85,6 @@ class KafkaReader:
             metrics_enabled=False,
         )
         self._consumer.assign([self._at])
-        self._seen = 0
         position = self.end_offset() if start is None else start
         self._position = position
         self._order = DenseOrder(str(self), position) if dense else None
@@ -95,7 +115,6 @@ class KafkaReader:
                     self._retry_at = time.monotonic() + back.pause_s
             if records:
                 self._position = records[-1].offset + 1
-                self._seen = max(self._seen, self._position)
                 return records
             if left_s <= 0:
                 return []
@@ -108,14 +127,11 @@ class KafkaReader:
         self._consumer.seek(self._at, offset)
 
     def end_offset(self) -> int:
-        """The next offset. Tansu says 0 while a transaction is open on the partition; so this is
-        never less than what the reader has seen.
-        """
-        told = end_offset(self._connection, self._at.topic, self._at.partition)
-        return max(told, self._seen, self._consumer.highwater(self._at) or 0)
+        return end_offset(self._connection, self._at.topic, self._at.partition)
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
+        self._on_close(self)
 
     def _fetch(self, timeout_s: float, max_records: int) -> list[Record]:
         try:

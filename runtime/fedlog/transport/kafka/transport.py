@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,9 +48,7 @@ class KafkaTransport:
             max_message_bytes=max_message_bytes,
         )
         self._replicas = replicas
-        self._opened: weakref.WeakSet[KafkaReader | KafkaWriter | KafkaBulkReader] = (
-            weakref.WeakSet()
-        )
+        self._opened: set[KafkaReader | KafkaWriter | KafkaBulkReader] = set()
 
     @property
     def can_trim(self) -> bool:
@@ -148,17 +145,20 @@ class KafkaTransport:
             dense=dense,
             committed=committed,
             wait_s=wait_s,
+            on_close=self._opened.discard,
         )
         self._opened.add(reader)
         return reader
 
     def bulk_reader(self, chunk_bytes: int) -> KafkaBulkReader:
-        reader = KafkaBulkReader(self._connection, chunk_bytes)
+        reader = KafkaBulkReader(self._connection, chunk_bytes, self._opened.discard)
         self._opened.add(reader)
         return reader
 
     def writer(self, *, transactional_id: str | None = None) -> KafkaWriter:
-        writer = KafkaWriter(self._connection, self.partitions, transactional_id)
+        writer = KafkaWriter(
+            self._connection, self.partitions, transactional_id, self._opened.discard
+        )
         self._opened.add(writer)
         return writer
 

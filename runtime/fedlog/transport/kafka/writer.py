@@ -34,10 +34,12 @@ class KafkaWriter:
         connection: Connection,
         partitions: Callable[[str, float], int | None],
         transactional_id: str | None,
+        on_close: Callable[[KafkaWriter], None],
     ) -> None:
         """`partitions(topic, timeout_s)` says how many there are, without creating any."""
         self._connection = connection
         self._count = partitions
+        self._on_close = on_close
         self._id = transactional_id
         self._partitions: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -111,6 +113,7 @@ class KafkaWriter:
 
     def close(self, timeout_s: float = 5.0) -> None:
         _close(self._producer, timeout_s)
+        self._on_close(self)
 
     def exists(self, topic: str) -> bool:
         return self._count(topic, 0.0) is not None
