@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pytest
 
 from fedlog.job.loading import JobFile
 from fedlog.tasks.loading import load_task
@@ -18,13 +15,13 @@ from fedlog.transport.bulk import download, upload
 from fedlog.transport.topics import run_id, topic_names, topic_specs
 from fedlog.wire import records, tensors
 from fedlog.wire.limits import Limits
+from processes import until
 
 DEADLINE_S = 30.0
 
 # Client i has 3 + i training examples, all equal to i + 1: training adds rate * (i + 1).
 TASK = """
-    import time
-
+    
     import numpy as np
 
     from fedlog.learning.weights import check_same_layout
@@ -201,10 +198,3 @@ class Server:
             timeout_s=DEADLINE_S,
         )
         return tensors.decode(raw, self.limits)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"{what} did not happen within {DEADLINE_S:g} s")

@@ -15,15 +15,10 @@ from fedlog.job.loading import load
 from fedlog.transport.embedded import EmbeddedBroker
 from fedlog.transport.kafka import KafkaTransport
 from fedlog.wire import records
-from integration.server_by_hand import DEADLINE_S, SITE_0, Server, until, write_job
+from integration.server_by_hand import DEADLINE_S, SITE_0, Server, write_job
+from processes import until
 
 Start = Callable[[], "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
-    with EmbeddedBroker() as running:
-        yield running.bootstrap_servers
 
 
 @pytest.fixture
@@ -32,8 +27,8 @@ def job(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(broker: str, job: Path) -> Iterator[Server]:
-    transport = KafkaTransport(broker)
+def server(embedded_broker: EmbeddedBroker, job: Path) -> Iterator[Server]:
+    transport = KafkaTransport(embedded_broker.bootstrap_servers)
     server = Server(transport, load(job))
     yield server
     transport.delete_topics(vars(server.names).values())
@@ -41,7 +36,8 @@ def server(broker: str, job: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(broker: str, job: Path) -> Iterator[Start]:
+def start(embedded_broker: EmbeddedBroker, job: Path) -> Iterator[Start]:
+    broker = embedded_broker.bootstrap_servers
     processes: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
@@ -58,7 +54,7 @@ def start(broker: str, job: Path) -> Iterator[Start]:
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+        print(process.communicate()[0])  # shown where a test fails
 
 
 def a_round_in_progress(server: Server) -> None:

@@ -28,9 +28,9 @@ from integration.server_by_hand import (
     SITE_0,
     SITE_1,
     Server,
-    until,
     write_job,
 )
+from processes import until
 
 
 class CountingLog(MemoryTransport):
