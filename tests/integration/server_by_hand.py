@@ -21,7 +21,8 @@ DEADLINE_S = 30.0
 
 # Client i has 3 + i training examples, all equal to i + 1: training adds rate * (i + 1).
 TASK = """
-    
+    import time
+
     import numpy as np
 
     from fedlog.learning.weights import check_same_layout
