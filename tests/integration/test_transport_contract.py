@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from fedlog.transport.base import Reader, Record, TopicSpec, Transport
 from fedlog.transport.errors import (
@@ -32,6 +33,11 @@ def topic(transport: Transport, new_name: Name) -> str:
     name = new_name("topic")
     assert transport.create_topics([TopicSpec(name, partitions=2)]) == {name}
     return name
+
+
+apache_alone = pytest.mark.parametrize(
+    "connect", [pytest.param("apache_kafka", id="apache")], indirect=True
+)
 
 
 @pytest.fixture
@@ -357,7 +363,7 @@ def test_bulk_that_is_not_there_is_named(transport: Transport, topic: str) -> No
     got = []
     with pytest.raises(BulkMissingError, match="offset 3"):
         for value in reader.read(topic, 0, [1, 2, 3], WAIT_S):
-            got.append(value)  # noqa: PERF402 - what came before the error counts
+            got.append(value)
     assert got == [b"1", b"2"]
     with pytest.raises(BulkMissingError, match="offset 77"):
         list(reader.read(topic, 0, [77], WAIT_S))
@@ -400,16 +406,27 @@ def test_a_compacted_topic_is_not_trimmed(transport: Transport, new_name: Name) 
 # ---- Kafka alone ---------------------------------------------------------------------------------
 
 
+@apache_alone  # the only one that tells a topic's settings
+@pytest.mark.apache_kafka
 def test_topics_have_the_settings_of_the_protocol(
-    transport: Transport, topic: str, new_name: Name, request: pytest.FixtureRequest
+    transport: Transport, topic: str, new_name: Name
 ) -> None:
-    if "apache" not in request.node.callspec.id:
-        pytest.skip("only Apache Kafka tells a topic's settings")
-    from kafka.admin import ConfigResource, ConfigResourceType
-
     assert isinstance(transport, KafkaTransport)
     journal = new_name("journal")
     transport.create_topics([TopicSpec(journal, compacted=True)])
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in (topic, journal)]
     told = transport._connection.call("asking", lambda admin: admin.describe_configs(asked))
-    print(told)
+    settings = {
+        name: {key: found["value"] for key, found in configs.items()}
+        for name, configs in told["topic"].items()
+    }
+    common = {
+        "message.timestamp.type": "LogAppendTime",
+        "retention.ms": "-1",
+        "retention.bytes": "-1",
+        "unclean.leader.election.enable": "false",
+    }
+    assert settings == {
+        topic: common | {"cleanup.policy": "delete"},
+        journal: common | {"cleanup.policy": "compact"},
+    }

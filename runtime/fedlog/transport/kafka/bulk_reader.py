@@ -55,7 +55,10 @@ class KafkaBulkReader:
         self._connection = connection
         self._on_close = on_close
         self._chunk_bytes = chunk_bytes + 256  # a batch of one record has a header of 61 + 21
-        self._client = connection.open(_bootstrapped)
+        self._client = connection.open(
+            _bootstrapped,
+            receive_message_max_bytes=WINDOW_CHUNKS * self._chunk_bytes + 2**20,
+        )
         self._leaders: dict[TopicPartition, int] = {}
 
     def read(
