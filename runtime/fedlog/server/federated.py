@@ -123,7 +123,9 @@ class FederatedServer:
 
         servers = self._servers or self._job.spec.kafka.bootstrap_servers or "localhost:9094"
         return KafkaTransport(
-            servers, max_message_bytes=self._job.spec.communication.max_message_bytes
+            servers,
+            max_message_bytes=self._job.spec.communication.max_message_bytes,
+            replicas=self._job.spec.kafka.topics.replicas,
         )
 
     def _refuse_second_start(self, transport: Transport) -> None:

@@ -12,10 +12,10 @@ one before, and everything since the round of the oldest update that may still b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedlog.transport.base import TopicSpec, Transport
+from fedlog.wire.bulk import BulkManifest
 
 log = logging.getLogger(__name__)
 
@@ -30,51 +30,44 @@ class _Generation:
 
 @dataclass
 class BulkTopic:
-    """One bulk topic over the life of a run; for a reader only `current` matters."""
+    """One bulk topic over the life of a run; for a writer only `current` matters."""
 
     transport: Transport
     spec: TopicSpec
     created: set[str]
     """Topics that this run created; shared, and added to."""
-    ends: Callable[[str, int], int]
-    """The end offset of (topic, partition)."""
     current: str = ""
     _bytes: int = 0
     _number: int = 0
     _old: list[_Generation] = field(default_factory=list)
-    _ends: dict[int, list[int]] = field(default_factory=dict)
-    _wrote: bool = False
+    _ends: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.current = self.spec.name
 
-    def wrote(self, size_bytes: int) -> None:
-        """So many bytes were written to the current generation."""
-        self._bytes += size_bytes
-        self._wrote = self._wrote or size_bytes > 0
+    def holds(self, number: int, manifest: BulkManifest) -> None:
+        """The payload of this manifest belongs to round (or version) `number`."""
+        if manifest.inline:
+            return  # it travelled inside a record: there is nothing to trim
+        self._bytes += manifest.encoded_size
+        first, count = manifest.runs[-1]
+        ends = self._ends.setdefault(number, {})
+        ends[manifest.partition] = max(ends.get(manifest.partition, 0), first + count)
 
-    def end_round(self, number: int, keep_from: int) -> None:
-        """Round `number` is closed, the next one not announced yet; what belongs to rounds before
-        `keep_from` can go.
+    def let_go(self, number: int, keep_from: int) -> None:
+        """What belongs to rounds (versions) before `keep_from` can go; a new one begins after
+        `number`.
         """
-        if not self._wrote:
-            return  # small payloads travel in their manifests: there is nothing to trim
         if self.transport.can_trim:
-            self._trim(number, keep_from)
+            self._trim(keep_from)
         else:
             self._renew(number, keep_from)
 
-    def _trim(self, number: int, keep_from: int) -> None:
-        partitions = range(self.spec.partitions)
-        self._ends[number] = [self.ends(self.current, p) for p in partitions]
-        done = [n for n in self._ends if n < keep_from]
-        if not done or self.current not in self.created:
-            return
-        for partition, end in enumerate(self._ends[max(done)]):
-            if end:
-                self.transport.trim(self.current, partition, end)
-        for n in done:
-            del self._ends[n]
+    def _trim(self, keep_from: int) -> None:
+        for number in sorted(n for n in self._ends if n < keep_from):
+            for partition, end in self._ends.pop(number).items():
+                if self.current in self.created:
+                    self.transport.trim(self.current, partition, end)
 
     def _renew(self, number: int, keep_from: int) -> None:
         if self._bytes >= GENERATION_BYTES:

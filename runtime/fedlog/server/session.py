@@ -68,7 +68,7 @@ class ServerSession:
         self._intake = Intake(run)
         specs = {spec.name: spec for spec in topic_specs(job, self._names)}
         self._models, self._updates = (
-            BulkTopic(transport, specs[name], created, self._end_offset)
+            BulkTopic(transport, specs[name], created)
             for name in (self._names.model, self._names.updates)
         )
         self._strategy = make_strategy(job.spec.strategy)
@@ -320,28 +320,21 @@ class ServerSession:
             raw_digest=self._model.digest,
             timeout_s=_UPLOAD_TIMEOUT_S,
         )
-        if not self._manifest.inline:
-            self._models.wrote(self._manifest.encoded_size)
+        self._models.holds(self._model.version, self._manifest)
         self._reporter.published(self._manifest)
 
     def _trim(self, commit: do.CommitRound, facts: list[UpdateFacts]) -> None:
         """Let go of bulk that cannot count any more."""
-        self._updates.wrote(sum(fact.bulk.encoded_size for fact in facts if not fact.bulk.inline))
+        for update, fact in zip(commit.accepted, facts, strict=True):
+            self._updates.holds(update.round, fact.bulk)
         finishing = [
             member.finishing
             for member in self._engine.membership.members.values()
             if member.finishing is not None
         ]
         late = [update.round for update in self._engine.late.values()]
-        self._updates.end_round(commit.round, min([commit.round, *finishing, *late]))
-        self._models.end_round(commit.round, commit.round)
-
-    def _end_offset(self, topic: str, partition: int) -> int:
-        reader = self._transport.reader(topic, partition=partition, start=None)
-        try:
-            return reader.end_offset()
-        finally:
-            reader.close()
+        self._updates.let_go(commit.round, min([commit.round, *finishing, *late]))
+        self._models.let_go(commit.round - 1, commit.round - 1)
 
     def _measured(self, measured: do.Measured) -> None:
         kept_as = None
