@@ -103,7 +103,11 @@ def _read_keras(path: Path, learner: Learner) -> Weights:
     except (ValueError, TypeError, OSError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"spec.initialModel: Keras cannot read {path}: {first}") from error
-    return {name: np.array(variable.numpy()) for name, variable in named_variables(model).items()}
+    own, found = learner.weights(), named_variables(model)
+    # A file may have been made by other code that named its layers otherwise: where the number of
+    # tensors is the same they are taken in their order, and shapes tell whether that was right.
+    names = own if len(own) == len(found) else found
+    return {name: np.array(v.numpy()) for name, v in zip(names, found.values(), strict=True)}
 
 
 def _differences(expected: Weights, found: Weights) -> list[str]:

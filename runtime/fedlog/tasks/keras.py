@@ -214,7 +214,7 @@ def named_variables(model: Any) -> dict[str, Any]:
     Names are the same for every model that one function makes, in any process. A variable's path
     holds automatic layer names such as `dense_3`, which count all layers that the process ever
     made; here they count within their parent, from the first, as in a new process. Names that the
-    user gave stay.
+    user gave stay; the model's own name is left out, as Keras itself does for some models.
     """
     automatic = {
         layer.name: base
@@ -226,7 +226,7 @@ def named_variables(model: Any) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for variable in model.weights:
         name = ""
-        for part in variable.path.split("/"):
+        for part in variable.path.removeprefix(f"{model.name}/").split("/"):
             base = automatic.get(part)
             if base is None:
                 label = part

@@ -107,20 +107,20 @@ def test_names_that_the_user_gave_stay_and_doubles_are_told_apart() -> None:
     model = Twin()
     model(np.zeros((1, 4), np.float32))
     assert list(named_variables(model)) == [
-        "twin/head_7/kernel",
-        "twin/head_7/bias",
-        "twin/head_7/kernel.2",
-        "twin/head_7/bias.2",
+        "head_7/kernel",
+        "head_7/bias",
+        "head_7/kernel.2",
+        "head_7/bias.2",
     ]
 
 
 def test_frozen_layers_come_last() -> None:
     model = network(layers.Dense(4, name="frozen", trainable=False))
     assert list(named_variables(model)) == [
-        "net/dense/kernel",
-        "net/dense/bias",
-        "net/frozen/kernel",
-        "net/frozen/bias",
+        "dense/kernel",
+        "dense/bias",
+        "frozen/kernel",
+        "frozen/bias",
     ]
 
 
@@ -132,17 +132,17 @@ def test_initial_weights_follow_from_the_seed() -> None:
 def test_weights_are_a_copy() -> None:
     learner = learner_of(network)
     before = learner.weights()
-    before["net/dense/bias"][:] = 7
-    assert learner.weights()["net/dense/bias"].tolist() == [0, 0, 0]
+    before["dense/bias"][:] = 7
+    assert learner.weights()["dense/bias"].tolist() == [0, 0, 0]
 
 
 def test_weights_of_another_layout_are_refused() -> None:
     learner = learner_of(network)
     weights = dict(learner.weights())
-    with pytest.raises(ShapeMismatchError, match="net/dense/bias"):
-        learner.set_weights({**weights, "net/dense/bias": np.zeros(4, np.float32)})
+    with pytest.raises(ShapeMismatchError, match="dense/bias"):
+        learner.set_weights({**weights, "dense/bias": np.zeros(4, np.float32)})
     with pytest.raises(ShapeMismatchError, match="float64"):
-        learner.set_weights({**weights, "net/dense/bias": np.zeros(3)})
+        learner.set_weights({**weights, "dense/bias": np.zeros(3)})
 
 
 def test_moving_averages_travel() -> None:
@@ -167,8 +167,8 @@ def test_mixed_dtypes_travel() -> None:
 
     learner = learner_of(mixed)
     weights = learner.weights()
-    assert weights["net/half/kernel"].dtype == np.float16
-    assert weights["net/dense/kernel"].dtype == np.float32
+    assert weights["half/kernel"].dtype == np.float16
+    assert weights["dense/kernel"].dtype == np.float32
     learner.set_weights(weights)
     learner.fit(blobs(), config())
     assert [a.dtype for a in learner.weights().values()] == [a.dtype for a in weights.values()]
@@ -187,16 +187,16 @@ def test_one_step_is_gradient_descent_by_hand() -> None:
     learner = learner_of(line)
     learner.set_weights(
         {
-            "line/unit/kernel": np.array([[2.0]], np.float32),
-            "line/unit/bias": np.array([-1.0], np.float32),
+            "unit/kernel": np.array([[2.0]], np.float32),
+            "unit/bias": np.array([-1.0], np.float32),
         }
     )
     data = Dataset(np.array([[3.0]], np.float32), np.array([[1.0]], np.float32))
     result = learner.fit(data, config(learning_rate=0.01))
     # Error 2 * 3 - 1 - 1 = 4: kernel 2 - 0.01 * 2 * 4 * 3 = 1.76, bias -1 - 0.01 * 2 * 4 = -1.08.
     weights = learner.weights()
-    assert weights["line/unit/kernel"][0, 0] == pytest.approx(1.76, abs=1e-6)
-    assert weights["line/unit/bias"][0] == pytest.approx(-1.08, abs=1e-6)
+    assert weights["unit/kernel"][0, 0] == pytest.approx(1.76, abs=1e-6)
+    assert weights["unit/bias"][0] == pytest.approx(-1.08, abs=1e-6)
     assert result.examples == 1
     assert result.metrics == {"loss": pytest.approx(16.0)}
 
@@ -320,7 +320,7 @@ def test_the_users_train_step_is_used() -> None:
         lambda: Clipped([keras.Input((4,)), layers.Dense(3, activation="softmax")], name="own")
     )
     learner.fit(blobs(), config())
-    assert learner.weights()["own/dense/bias"].tolist() == [0.25, 0.25, 0.25]
+    assert learner.weights()["dense/bias"].tolist() == [0.25, 0.25, 0.25]
 
 
 # ---- what cannot be used -------------------------------------------------------------------------
