@@ -362,6 +362,27 @@ def test_what_is_no_word_of_this_run_is_skipped(federation: Federation) -> None:
     assert hosted.exit_code is None
 
 
+def test_digits_are_learned_from_the_updates_of_two_clients(federation: Federation) -> None:
+    federation.configure(
+        "spec.task.entrypoint=fedlog.tasks.digits:task",
+        "spec.task.parameters={model: sklearn}",
+        "spec.partitioning={name: Iid}",
+    )
+    server, _ = federation.joined(SITE_0, SITE_1, EVALUATOR)
+    training = records.Training(local_epochs=5, batch_size=10, learning_rate=0.1)
+    for round_ in (1, 2, 3):
+        server.announce(round_, cohort=(SITE_0, SITE_1), training=training, evaluator=True)
+        updates = server.await_records(records.Updated, 2 * round_)[-2:]
+        examples = sum(update.examples for update in updates)
+        for update in updates:
+            for name, delta in server.delta(update).items():
+                server.weights[name] += delta * np.float32(update.examples / examples)
+        server.close_round(round_)
+    accuracies = [e.metrics["accuracy"] for e in server.await_records(records.Evaluated, 3)]
+    assert accuracies[0] < 0.3
+    assert accuracies[2] > 0.8
+
+
 def test_a_client_that_the_job_does_not_have_is_named(federation: Federation) -> None:
     with pytest.raises(JobError, match="no client site/2") as caught:
         Worker(federation.job_file, [SITE_0, "site/2"], transport=federation.log)

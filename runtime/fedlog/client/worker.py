@@ -59,7 +59,7 @@ LONGEST_PAUSE_S = 0.25
 """A signal is noticed within this, and a poll."""
 LEAST_TRANSFER_S = 60.0
 """A model or an update may take so long even where the round's deadline is shorter."""
-GRACE_S = 5.0
+GRACE_S = 3.0
 """What a training that is to stop may still take before the process ends without it."""
 KEEP_BYTES = 512 * 2**20
 """Encoded updates that a process keeps beside the latest one, in case they are asked for again."""
@@ -164,6 +164,7 @@ class Worker:
         self._queue_changed = threading.Condition(self._lock)
         self._queue: deque[_Job] = deque()
         self._running: _Job | None = None
+        self._ready = False  # the task is loaded
         self._stopping = False
         self._stop_asked: tuple[int, str] | None = None
         self._exit_code = exit_codes.OK
@@ -385,12 +386,15 @@ class Worker:
 
     def _stop_learning(self, learning: threading.Thread) -> None:
         with self._lock:
+            if self._stopping:
+                return
             self._stopping = True
             for client in self._clients:
                 self._cancel(client, None)
             self._queue_changed.notify()
-        learning.join(GRACE_S)
-        if learning.is_alive():
+            grace_s = GRACE_S if self._ready else 0.1  # libraries load for long, to no use now
+        learning.join(grace_s)
+        if learning.is_alive() and self._ready:
             logger.warning("the training did not stop within %.0f s and is given up", GRACE_S)
 
     def _learn_until_stopped(self) -> None:
@@ -398,7 +402,10 @@ class Worker:
             if self._threads is not None:
                 limit_threads(self._threads)
             self._trainer = Trainer(self._job_file, self._data_paths)
+            if self._stopping:
+                return
             self._versions = _Versions(self._transport, self._trainer, self._chunk_bytes)
+            self._ready = True
             try:
                 while (job := self._next_job()) is not None:
                     with log_fields(role=job.client.role, client=job.client.name, round=job.round):
