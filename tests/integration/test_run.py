@@ -14,6 +14,7 @@ import yaml
 
 import fedlog
 from fedlog import exit_codes
+from fedlog.job.errors import JobError
 from fedlog.telemetry.run_folder import read_metrics
 from processes import gone, until
 
@@ -96,10 +97,26 @@ def in_training(tmp_path: Path) -> bool:
     return metrics.exists() and any(report.round > 0 for report in read_metrics(metrics))
 
 
-def test_a_job_runs_to_its_end_and_leaves_a_run_folder(job, run, tmp_path):
-    done = run(job())
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run: what it printed, and its folder."""
+    here = tmp_path_factory.mktemp("finished")
+    (here / "federatedjob.yaml").write_text(yaml.safe_dump(digits()))
+    done = subprocess.run(
+        [sys.executable, "-m", "fedlog", "run", "federatedjob.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={k: v for k, v in os.environ.items() if k != "BOOTSTRAP_SERVERS"},
+        timeout=WITHIN_S,
+        check=False,
+    )
     assert done.returncode == exit_codes.OK, done.stdout + done.stderr
-    folder = tmp_path / "runs" / "latest"
+    return done.stdout + done.stderr, here / "runs" / "latest"
+
+
+def test_a_job_runs_to_its_end(finished):
+    _, folder = finished
     result = json.loads((folder / "result.json").read_text())
     assert (result["outcome"], result["rounds"]) == ("Complete", 3)
     assert result["participation"] == {f"site/{i}": 3 for i in range(4)}
@@ -109,34 +126,41 @@ def test_a_job_runs_to_its_end_and_leaves_a_run_folder(job, run, tmp_path):
     assert [report.round for report in reports] == [1, 2, 3]
     losses = [report.evaluations["HeldOut"].metrics["loss"] for report in reports]
     assert losses[-1] < losses[0]
+
+
+def test_a_run_folder_holds_all_that_is_left(finished):
+    _, folder = finished
     names = {path.name for path in folder.iterdir()}
-    assert {"job.yaml", "logs", "metrics.jsonl", "model.safetensors", "report.html"} <= names
-    assert "model.keras" not in names, "scikit-learn's model has no .keras form"
+    assert names == {
+        "checkpoints",
+        "job.yaml",
+        "logs",
+        "metrics.jsonl",
+        "model.safetensors",
+        "report.html",
+        "result.json",
+    }, "no model.keras of a scikit-learn model, and nothing temporary"
     assert {path.name for path in (folder / "logs").iterdir()} >= {"server.log", "worker-0.log"}
 
 
-def test_without_a_terminal_there_are_plain_lines(job, run):
-    done = run(job())
-    assert "\x1b" not in done.stdout + done.stderr
-    rounds = [line for line in done.stdout.splitlines() if line.startswith("round ")]
+def test_without_a_terminal_there_are_plain_lines(finished):
+    said, folder = finished
+    assert "\x1b" not in said
+    rounds = [line for line in said.splitlines() if line.startswith("round ")]
     assert len(rounds) == 3
-    assert all("accuracy" in line and "held-out" in line for line in rounds)
-    assert done.stdout.splitlines()[-1].startswith("report: ")
+    assert all("accuracy" in line and "(held out)" in line for line in rounds)
+    assert said.splitlines()[0] == f"run folder: runs/{folder.resolve().name}"
+    assert said.splitlines()[-1] == f"report: runs/{folder.resolve().name}/report.html"
 
 
-def test_set_changes_the_job_for_this_run(job, run, tmp_path):
-    done = run(job(), "--set", "rounds=1", "--set", "clients.site.replicas=2")
-    assert done.returncode == exit_codes.OK, done.stderr
-    resolved = yaml.safe_load((tmp_path / "runs" / "latest" / "job.yaml").read_text())
-    assert resolved["spec"]["rounds"] == 1
-    result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
-    assert result["participation"] == {"site/0": 1, "site/1": 1}
-
-
-def test_isolated_clients_have_logs_of_their_own(job, run, tmp_path):
+def test_set_changes_the_job_and_isolate_the_processes(job, run, tmp_path):
     done = run(job(), "--isolate", "--set", "rounds=1", "--set", "clients.site.replicas=2")
     assert done.returncode == exit_codes.OK, done.stderr
-    logs = {path.name for path in (tmp_path / "runs" / "latest" / "logs").iterdir()}
+    folder = tmp_path / "runs" / "latest"
+    assert yaml.safe_load((folder / "job.yaml").read_text())["spec"]["rounds"] == 1
+    result = json.loads((folder / "result.json").read_text())
+    assert result["participation"] == {"site/0": 1, "site/1": 1}
+    logs = {path.name for path in (folder / "logs").iterdir()}
     assert {"site-0.log", "site-1.log", "evaluator-0.log"} <= logs
 
 
@@ -163,7 +187,7 @@ def test_a_task_of_a_config_map_in_the_same_file(job, run):
 
 
 def test_a_failed_job_says_why_and_exits_1(job, run, tmp_path):
-    # One client of two never has data: a quorum of two is never met.
+    # Nobody is done before the deadline.
     participation = {"minClients": 4, "onTimeout": "Fail", "roundTimeoutSeconds": 1}
     task = {"entrypoint": "slow_task.py:task"}
     (tmp_path / "slow_task.py").write_text(
@@ -310,5 +334,5 @@ def test_a_script_without_a_main_guard(tmp_path):
 def test_a_task_object_is_refused_with_the_way_out():
     job = digits()
     job["spec"]["task"]["parameters"] = {"model": object()}
-    with pytest.raises(fedlog.job.errors.JobError, match="entrypoint"):
+    with pytest.raises(JobError, match="entrypoint"):
         fedlog.run(job)

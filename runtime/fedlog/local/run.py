@@ -74,7 +74,7 @@ def run(
         folder = RunFolder.create(Path(runs).absolute(), job_file.job.metadata.name)
         folder.write_job(dump(job_file))
         display = stack.enter_context(Progress(quiet=quiet))
-        display.say(f"run folder: {folder.path}")
+        display.say(f"run folder: {_as_seen_from_here(folder.path)}")
         for line in substitutions(job_file.job, given, embedded_broker=broker is None):
             display.say(line)
 
@@ -110,8 +110,13 @@ def run(
         write_report(folder.path)
         _copy_output(job_file, folder)
         display.finish(result)
-        display.say(f"report: {folder.report}")
+        display.say(f"report: {_as_seen_from_here(folder.report)}")
     return result
+
+
+def _as_seen_from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _read(job: JobLike, overrides: Sequence[str]) -> JobFile:
