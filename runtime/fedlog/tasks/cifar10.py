@@ -156,7 +156,7 @@ def _channels_last(rows: np.ndarray) -> np.ndarray:
 
 
 def model(parameters: Parameters) -> Any:
-    """`cnn`: the classic; `lightweight`: a fourteenth of its weights, for slow machines."""
+    """`cnn`: the classic; `lightweight`: a thirteenth of its weights, for slow machines."""
     choice(parameters, "model", ("cnn", "lightweight"))
     return _lightweight() if lightweight(parameters) else _classic()
 

@@ -15,6 +15,15 @@ from typing import Any
 
 from fedlog.tasks.errors import ParameterError
 
+_THREADS = (
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+"""What libraries read when they are loaded, or, TensorFlow, when it first computes."""
+
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -31,10 +40,11 @@ def prepare_tensorflow() -> None:
 def limit_threads(count: int) -> None:
     """Let numerical libraries use at most `count` threads (>= 1) in each of their pools.
 
-    TensorFlow reads its bound when it first computes: call this before. BLAS and OpenMP, which
-    numpy has loaded already, are bounded at once.
+    TensorFlow reads its bound when it first computes: call this before. BLAS and OpenMP are bounded
+    at once where they are loaded (numpy's are), and when they come where they are not.
     """
-    os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = str(count)
+    for name in _THREADS:
+        os.environ[name] = str(count)
     if "tensorflow" in sys.modules:
         import tensorflow as tf
 
