@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from kafka import TopicPartition
@@ -24,8 +23,9 @@ from fedlog.transport.errors import BulkMissingError, TransportError
 from fedlog.transport.kafka.connection import Connection
 from fedlog.transport.kafka.fetch import fetch, leader_of
 
-WINDOW_CHUNKS = 8
-_AHEAD = 2
+WINDOW_CHUNKS = 6  # (T) never sends more of 900 kB in one answer
+_BATCH_OVERHEAD_BYTES = 256  # a batch of one record has a header of 61 + up to 21
+_REQUESTS = 4  # the library refuses the sixth on one connection
 _MISSING_TRIES = 5
 _PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.5
@@ -44,7 +44,7 @@ class _Window:
 
 
 class KafkaBulkReader:
-    """One connection of its own; at most two requests of WINDOW_CHUNKS chunks are held."""
+    """One connection of its own; what is under way is at most 2 * WINDOW_CHUNKS chunks."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class KafkaBulkReader:
     ) -> None:
         self._connection = connection
         self._on_close = on_close
-        self._chunk_bytes = chunk_bytes + 256  # a batch of one record has a header of 61 + 21
+        self._chunk_bytes = chunk_bytes
         self._client = connection.open(
             _bootstrapped,
-            receive_message_max_bytes=WINDOW_CHUNKS * self._chunk_bytes + 2**20,
+            receive_message_max_bytes=2 * self._limit(WINDOW_CHUNKS) + 2**20,
         )
         self._leaders: dict[TopicPartition, int] = {}
 
@@ -66,18 +66,26 @@ class KafkaBulkReader:
     ) -> Iterator[bytes]:
         """See BulkReader. `timeout_s` is how long any one chunk may take to come."""
         at = TopicPartition(topic, partition)
-        windows = _windows(offsets)
         asked: deque[_Window] = deque()
-        for window in chain(windows, [None] * _AHEAD):
-            if window is not None:
-                self._ask(at, window)
-                asked.append(window)
-            if asked and (window is None or len(asked) > _AHEAD - 1):
+        for window in _windows(offsets):
+            while asked and not _fits(asked, window):
                 yield from self._values(at, asked.popleft(), timeout_s)
+            self._ask(at, window)
+            asked.append(window)
+        while asked:
+            yield from self._values(at, asked.popleft(), timeout_s)
 
     def close(self) -> None:
         self._client.close()
         self._on_close(self)
+
+    def _limit(self, chunks: int) -> int:
+        """Bytes to ask for. One chunk: less than it takes, and both brokers send just that one;
+        with room for it (T) adds the next.
+        """
+        if chunks == 1:
+            return self._chunk_bytes
+        return chunks * (self._chunk_bytes + _BATCH_OVERHEAD_BYTES)
 
     def _ask(self, at: TopicPartition, window: _Window) -> None:
         """Send the request for a window; its answer is waited for in `_answer`."""
@@ -104,7 +112,7 @@ class KafkaBulkReader:
             self._leaders[at],
             at,
             window.first,
-            max_bytes=window.count * self._chunk_bytes,
+            max_bytes=self._limit(window.count),
             wait_ms=_WAIT_MS,
         )
 
@@ -172,6 +180,12 @@ def _bootstrapped(*, kafka_client: Any, **settings: Any) -> KafkaNetClient:
     client._net.start()
     client._manager.bootstrap(timeout_ms)
     return client
+
+
+def _fits(asked: Iterable[_Window], window: _Window) -> bool:
+    """Whether one more request may be under way: bounded in requests and in chunks."""
+    counts = [each.count for each in asked]
+    return len(counts) < _REQUESTS and sum(counts) + window.count <= 2 * WINDOW_CHUNKS
 
 
 def _windows(offsets: Iterable[int]) -> Iterator[_Window]:

@@ -45,8 +45,8 @@ async def fetch(
 ) -> Any:
     """The answer for the partition: error_code, high_watermark, records.
 
-    (K) sends at least one batch, however large; (T) only what fits, and no answer for the
-    partition where nothing does: so `max_bytes` is at least one record.
+    At least one batch comes where there is one, however large. (K) sends no more than `max_bytes`
+    beside it, (T) up to one batch more. (T) answers nothing at all with `wait_ms` 0.
     """
     topic = FetchRequest.FetchTopic
     partition = topic.FetchPartition(

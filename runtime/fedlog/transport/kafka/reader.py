@@ -30,21 +30,18 @@ def end_offset(connection: Connection, topic: str, partition: int) -> int:
     the partition really goes.
     """
     at = TopicPartition(topic, partition)
-    largest = connection.largest_fetch_bytes
 
     def ask(admin: KafkaAdminClient) -> int:
         told: int = admin.list_partition_offsets({at: OffsetSpec.LATEST})[at].offset
-        mark: int = admin._manager.run(_high_watermark, admin._client, at, told, largest)
+        mark: int = admin._manager.run(_high_watermark, admin._client, at, told)
         return max(told, mark)
 
     return connection.call(f"asking for the end of {topic}", ask)
 
 
-async def _high_watermark(
-    client: KafkaNetClient, at: TopicPartition, offset: int, max_bytes: int
-) -> int:
+async def _high_watermark(client: KafkaNetClient, at: TopicPartition, offset: int) -> int:
     leader = await leader_of(client, at)
-    answer = await fetch(client, leader, at, offset, max_bytes=max_bytes, wait_ms=_ASK_WAIT_MS)
+    answer = await fetch(client, leader, at, offset, max_bytes=1, wait_ms=_ASK_WAIT_MS)
     mark: int = answer.high_watermark
     return mark
 
