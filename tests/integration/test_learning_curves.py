@@ -40,8 +40,8 @@ def reached(model: str, partitioning: str, epochs: int, rounds: int, seed: int) 
     [
         ("sklearn", IID, 5, 8, 0.95),
         ("sklearn", SKEWED, 1, 30, 0.90),
-        ("mlp", IID, 5, 8, 0.95),
-        ("mlp", SKEWED, 1, 30, 0.90),
+        pytest.param("mlp", IID, 5, 8, 0.95, marks=pytest.mark.soak),
+        pytest.param("mlp", SKEWED, 1, 30, 0.90, marks=pytest.mark.soak),
     ],
     ids=["sklearn-iid", "sklearn-skewed", "mlp-iid", "mlp-skewed"],
 )

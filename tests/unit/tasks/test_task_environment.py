@@ -25,9 +25,10 @@ print(names.count("tf_Compute"), max(pool["num_threads"] for pool in threadpool_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("how", ["environment", "call", "call after TensorFlow's import"])
-def test_threads_are_bounded(count: int, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "count"), [("environment", 1), ("call", 3), ("call after TensorFlow's import", 1)]
+)
+def test_threads_are_bounded(how: str, count: int) -> None:
     before = {
         "environment": "",
         "call": "from fedlog.tasks.environment import limit_threads as l; l(%d)",
@@ -50,7 +51,8 @@ def test_threads_are_bounded(count: int, how: str) -> None:
     assert tensorflow == count
     if count == 1:  # OpenMP never takes more threads than there are cores
         assert largest_pool == 1
-    assert "cpu_feature_guard" not in done.stderr, "TF_CPP_MIN_LOG_LEVEL is 2 by default"
+    if "after" not in how:
+        assert "cpu_feature_guard" not in done.stderr, "TF_CPP_MIN_LOG_LEVEL is 2 by default"
 
 
 def test_a_wrong_number_of_threads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
