@@ -88,13 +88,7 @@ def read_binary_folder(folder: Path) -> Collection | None:
     if not train or not test.is_file():
         lacking = "test_batch.bin" if train else "data_batch_1.bin"
         raise DataError(f"{folder} has no {lacking}: copy the whole folder")
-    parts = [_read_records(path) for path in train]
-    return Collection(
-        Dataset(
-            np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
-        ),
-        _read_records(test),
-    )
+    return Collection(_joined([_read_records(path) for path in train]), _read_records(test))
 
 
 def _read_records(path: Path) -> Dataset:
@@ -114,13 +108,7 @@ def read_keras_folder(folder: Path) -> Collection | None:
     test = folder / "test_batch"
     if not train or not test.is_file():
         return None
-    parts = [_read_pickled(path) for path in train]
-    return Collection(
-        Dataset(
-            np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
-        ),
-        _read_pickled(test),
-    )
+    return Collection(_joined([_read_pickled(path) for path in train]), _read_pickled(test))
 
 
 def _read_pickled(path: Path) -> Dataset:
@@ -149,6 +137,12 @@ def _read_pickled(path: Path) -> Dataset:
         )
     records = np.frombuffer(pixels, np.uint8).reshape(-1, PIXELS)
     return as_images(_channels_last(records), np.array(labels), path)
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    return Dataset(
+        np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
+    )
 
 
 def _channels_last(rows: np.ndarray) -> np.ndarray:

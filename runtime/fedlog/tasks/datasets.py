@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedlog.tasks.base import ClientData, Dataset, Partition
+from fedlog.tasks.base import ClientData, Dataset, Parameters, Partition
 from fedlog.tasks.errors import DataError
 
 Indices = npt.NDArray[np.int64]
@@ -45,6 +46,17 @@ def as_client_data(value: Any) -> ClientData:
         as_dataset(train, "training data"),
         None if test is None else as_dataset(test, "test data"),
     )
+
+
+def checked_held_out(
+    held_out: Callable[[Partition, Parameters], Any],
+) -> Callable[[Partition, Parameters], Dataset]:
+    """The user's held-out function, with what it returns checked."""
+
+    def checked(partition: Partition, parameters: Parameters) -> Dataset:
+        return as_dataset(held_out(partition, parameters), "held-out data")
+
+    return checked
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[Indices, Indices]:

@@ -25,7 +25,7 @@ from fedlog.tasks.base import (
     Partition,
     TrainingConfig,
 )
-from fedlog.tasks.datasets import as_client_data, as_dataset
+from fedlog.tasks.datasets import as_client_data, checked_held_out
 from fedlog.tasks.environment import prepare_tensorflow
 from fedlog.tasks.errors import ModelError, TaskError
 
@@ -55,12 +55,7 @@ class KerasTask:
         self._model = model
         self._data = data
         if held_out is not None:
-            given = held_out
-
-            def checked(partition: Partition, parameters: Parameters) -> Dataset:
-                return as_dataset(given(partition, parameters), "held-out data")
-
-            self.held_out = checked
+            self.held_out = checked_held_out(held_out)
 
     def model(self, parameters: Parameters, seed: int) -> KerasLearner:
         keras = import_keras()

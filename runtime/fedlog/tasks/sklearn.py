@@ -23,7 +23,7 @@ from fedlog.tasks.base import (
     Partition,
     TrainingConfig,
 )
-from fedlog.tasks.datasets import as_client_data, as_dataset
+from fedlog.tasks.datasets import as_client_data, checked_held_out
 from fedlog.tasks.errors import DataError, ModelError
 
 _EPSILON = 1e-7
@@ -59,12 +59,7 @@ class SklearnTask:
             else np.unique(np.arange(classes) if isinstance(classes, int) else np.asarray(classes))
         )
         if held_out is not None:
-            given = held_out
-
-            def checked(partition: Partition, parameters: Parameters) -> Dataset:
-                return as_dataset(given(partition, parameters), "held-out data")
-
-            self.held_out = checked
+            self.held_out = checked_held_out(held_out)
 
     def model(self, parameters: Parameters, seed: int) -> SklearnLearner:
         return SklearnLearner(self._model(parameters), self._features, self._classes, seed)
