@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -90,6 +91,15 @@ def run(start):
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def with_argument(process: subprocess.Popen[str], argument: str) -> psutil.Process | None:
+    """The child that was started with this argument, once there is one."""
+    for child in descendants(process):
+        with suppress(psutil.NoSuchProcess):  # ended meanwhile, or is a zombie
+            if argument in child.cmdline():
+                return child
+    return None
 
 
 def in_training(tmp_path: Path) -> bool:
@@ -247,8 +257,28 @@ def test_a_killed_run_leaves_no_process(job, start, tmp_path):
     until(lambda: all(gone(child) for child in children), "the end of every child", 30)
 
 
-def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
-    return next(child for child in descendants(process) if "--clients" in child.cmdline())
+def test_what_does_not_fit_into_memory_is_refused_before_anything_starts(job, run, tmp_path):
+    task = {"entrypoint": "fedlog.tasks.noop:task", "parameters": {"sizeBytes": 1_000_000}}
+    clients = [{"name": "site", "replicas": 100_000}]
+    done = run(job(digits(task=task, clients=clients, partitioning=None, evaluation={})))
+    assert done.returncode == exit_codes.FAILED
+    assert "300.0 GB" in done.stderr
+    assert "--broker" in done.stderr
+    logs = {path.name for path in (tmp_path / "runs" / "latest" / "logs").iterdir()}
+    assert logs == {"initial.log"}
+
+
+def test_a_killed_server_ends_the_run_and_is_named(job, start):
+    process = start(job(digits(rounds=10_000)))
+    until(lambda: with_argument(process, "--status-file") is not None, "the server's start")
+    children = descendants(process)
+    server = with_argument(process, "--status-file")
+    assert server is not None
+    server.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_codes.FAILED
+    assert "server was killed (SIGKILL)" in err
+    assert [child for child in children if not gone(child)] == []
 
 
 def test_a_killed_worker_is_named_and_without_quorum_the_run_ends(job, start, tmp_path):
@@ -256,7 +286,9 @@ def test_a_killed_worker_is_named_and_without_quorum_the_run_ends(job, start, tm
     process = start(job(digits(rounds=10_000, participation=participation)))
     until(lambda: in_training(tmp_path), "the first round")
     began = time.monotonic()
-    worker_of(process).kill()
+    worker = with_argument(process, "--clients")
+    assert worker is not None
+    worker.kill()
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 30, "long before the client's deadline"
     assert process.returncode == exit_codes.FAILED
@@ -271,7 +303,9 @@ def test_a_killed_worker_is_named_and_with_quorum_the_run_goes_on(job, start, tm
     participation = {"minClients": 1, "heartbeatSeconds": 1, "lostAfterSeconds": 2}
     process = start(job(digits(rounds=100, evaluation={}, participation=participation)))
     until(lambda: in_training(tmp_path), "the first round")
-    worker_of(process).kill()
+    worker = with_argument(process, "--clients")
+    assert worker is not None
+    worker.kill()
     out, err = process.communicate(timeout=WITHIN_S)
     assert process.returncode == exit_codes.OK, out + err
     assert "lost site/0, site/2: worker-0 was killed (SIGKILL)" in out

@@ -11,14 +11,14 @@ from fedlog.errors import FedlogError
 def exit_code(error: FedlogError) -> int:
     """The code that docs/reference/exit-codes.md gives for this kind of error."""
     from fedlog.job.errors import JobError
-    from fedlog.local.errors import TaskProcessError
+    from fedlog.local.errors import LocalError
     from fedlog.server.errors import InitialModelError, TerminatedError
     from fedlog.tasks.errors import TaskError
     from fedlog.telemetry.errors import RunFolderError
     from fedlog.transport.errors import BrokerUnavailableError, FencedError, UnknownTopicError
 
     match error:
-        case TaskProcessError():
+        case LocalError():
             return error.exit_code
         case JobError() | RunFolderError():
             return exit_codes.USAGE

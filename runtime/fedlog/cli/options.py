@@ -59,12 +59,21 @@ BaseOption: TypeAlias = Annotated[
         show_default="the job file's folder",
     ),
 ]
+
+
+def _checked_level(level: str) -> str:
+    if level.lower() not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter(f"{level!r} is not one of debug, info, warning or error")
+    return level.lower()
+
+
 LogLevelOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--log-level",
         envvar="FEDLOG_LOG_LEVEL",
         metavar="LEVEL",
+        callback=_checked_level,
         help="debug, info, warning or error.",
     ),
 ]

@@ -38,6 +38,7 @@ class Child:
         """
         self.name = name
         self.log = log
+        self._swept = False
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603 - our own module, no shell
@@ -62,8 +63,16 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; minus the signal's number when a signal ended it."""
-        return self.process.poll()
+        """None while it runs; minus the signal's number when a signal ended it.
+
+        What it started itself is ended once it has ended.
+        """
+        code = self.process.poll()
+        if code is not None and not self._swept:
+            # At once and only once: later the number may be that of somebody else's group.
+            self._swept = True
+            self.signal_group(signal.SIGKILL)
+        return code
 
     def tail(self, lines: int = 12) -> str:
         """The last lines of its output."""
@@ -122,7 +131,7 @@ def end_all(children: Sequence[Child], grace_s: float = 5.0) -> None:
         wait_all(children, grace_s)
     finally:
         for child in children:
-            # Also where the child itself has ended: something that it started may not have.
-            child.signal_group(signal.SIGKILL)
+            if child.exit_code is None:
+                child.signal_group(signal.SIGKILL)
         for child in children:
             child.process.wait()

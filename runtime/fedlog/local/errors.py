@@ -6,11 +6,17 @@ LocalError
 └── TaskProcessError       the task's first model could not be made, or its last one saved
 """
 
+from fedlog import exit_codes
 from fedlog.errors import FedlogError
 
 
 class LocalError(FedlogError):
-    """A run on this machine could not start or go on."""
+    """A run on this machine could not start or go on.
+
+    exit_code: what the command ends with.
+    """
+
+    exit_code = exit_codes.FAILED
 
 
 class NotEnoughMemoryError(LocalError):
@@ -20,13 +26,12 @@ class NotEnoughMemoryError(LocalError):
 class ProcessDiedError(LocalError):
     """A process without which the run cannot go on has ended."""
 
-
-class TaskProcessError(LocalError):
-    """A short-lived process that loads the task failed; its last lines are in the message.
-
-    exit_code: what the command ends with.
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int = exit_codes.FAILED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class TaskProcessError(LocalError):
+    """A short-lived process that loads the task failed; its last lines are in the message."""
+
+    exit_code = exit_codes.TASK

@@ -138,6 +138,7 @@ class Federation:
             workers,
             broker,
             status_file,
+            self._folder.result,
             on_status=on_status,
             say=say,
         ).follow()
@@ -182,14 +183,13 @@ class Federation:
             if not ended:
                 raise TaskProcessError(
                     f"{name} was not done after {_TASK_S:g} s; its last lines ({child.log}):\n"
-                    f"{child.tail()}",
-                    exit_codes.TASK,
+                    f"{child.tail()}"
                 )
         finally:
             end_all([child])
             self._children.remove(child)
         if child.exit_code == exit_codes.TASK:
             # It said what is wrong in words of its own.
-            raise TaskProcessError(child.tail().removeprefix("error: "), exit_codes.TASK)
+            raise TaskProcessError(child.tail().removeprefix("error: "))
         if child.exit_code != exit_codes.OK:
-            raise TaskProcessError(child.obituary(), exit_codes.TASK)
+            raise TaskProcessError(child.obituary())

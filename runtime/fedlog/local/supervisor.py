@@ -37,17 +37,21 @@ class Supervisor:
         workers: Mapping[Child, Worker],
         broker: RunningBroker,
         status_file: Path,
+        verdict: Path,
         *,
         on_status: Callable[[Status], None],
         say: Callable[[str], None],
     ) -> None:
-        """say: gets the news that a person should read at once, such as a worker's death."""
+        """status_file: where the server writes its address; verdict: where it writes its result.
+        say: gets the news that a person should read at once, such as a worker's death.
+        """
         self._quorum = quorum(spec)
         self._clients = spec.client_count
         self._server = server
         self._workers = workers
         self._broker = broker
         self._status_file = status_file
+        self._verdict = verdict
         self._on_status = on_status
         self._say = say
         self._dead: dict[Child, str] = {}
@@ -66,7 +70,7 @@ class Supervisor:
                 next_status = time.monotonic() + STATUS_EVERY_S
                 self._tell_status()
             self._wait_a_little()
-        if self._server.exit_code not in {exit_codes.OK, exit_codes.FAILED}:
+        if not self._verdict.exists():  # the exit code alone does not tell: a crash is 1, too
             raise ProcessDiedError(f"the run cannot go on: {self._server.obituary()}")
         wait_all(self._workers, FAREWELL_S)
 
@@ -92,9 +96,11 @@ class Supervisor:
         )
         left = self._clients - lost
         if left < self._quorum:
+            codes = {child.exit_code for child in self._dead}
             raise ProcessDiedError(
                 f"{left} of {self._clients} clients are left, and a round needs "
-                f"{self._quorum}:\n" + "\n".join(self._dead.values())
+                f"{self._quorum}:\n" + "\n".join(self._dead.values()),
+                exit_codes.TASK if codes == {exit_codes.TASK} else exit_codes.FAILED,
             )
         for child in fresh:
             self._say(f"lost {', '.join(self._workers[child].clients)}: {self._dead[child]}")

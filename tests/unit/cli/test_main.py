@@ -32,12 +32,13 @@ def fedlog(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         (JobError([]), exit_codes.USAGE),
         (EntrypointError(""), exit_codes.TASK),
         (DataError(""), exit_codes.TASK),
-        (TaskProcessError("", exit_codes.TASK), exit_codes.TASK),
+        (TaskProcessError(""), exit_codes.TASK),
         (FencedError(""), exit_codes.REPLACED),
         (BrokerUnavailableError(""), exit_codes.UNAVAILABLE),
         (UnknownTopicError(""), exit_codes.UNAVAILABLE),
         (NotEnoughMemoryError(""), exit_codes.FAILED),
         (ProcessDiedError(""), exit_codes.FAILED),
+        (ProcessDiedError("", exit_codes.TASK), exit_codes.TASK),
         (FedlogError(""), exit_codes.FAILED),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, FedlogError) else str(value),
@@ -71,6 +72,12 @@ def test_debug_shows_the_stack_trace():
     done = fedlog("--debug", "run", "no-such-file.yaml")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def test_a_wrong_log_level_is_a_usage_error():
+    done = fedlog("run", "job.yaml", "--log-level", "loud")
+    assert done.returncode == exit_codes.USAGE
+    assert "debug, info, warning or error" in done.stderr
 
 
 def test_a_client_must_be_named(tmp_path):
