@@ -11,11 +11,15 @@ import pytest
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Under CI a test that cannot run is a failure: nobody reads a list of skipped ones."""
     report = yield
+    # Under CI a test that cannot run is a failure: nobody reads a list of skipped ones.
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"cannot be skipped under CI: {_reason(report.longrepr)}"
+    # Tests log hostile text on purpose; half a surrogate pair would end pytest-xdist's worker.
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
     return report
 
 
