@@ -32,9 +32,11 @@ def prepare_tensorflow() -> None:
     """Settings that TensorFlow and Keras read when they are imported; call it before that."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    # Once is enough, and TensorFlow refuses a bound after it has computed.
-    if "FEDLOG_THREADS" in os.environ and "tensorflow" not in sys.modules:
-        limit_threads(_positive("FEDLOG_THREADS", os.environ["FEDLOG_THREADS"]))
+    if "FEDLOG_THREADS" in os.environ:
+        count = _positive("FEDLOG_THREADS", os.environ["FEDLOG_THREADS"])
+        # Once is enough, and TensorFlow refuses a bound after it has computed.
+        if "tensorflow" not in sys.modules:
+            limit_threads(count)
 
 
 def limit_threads(count: int) -> None:

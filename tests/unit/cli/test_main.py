@@ -22,7 +22,7 @@ def fedlog(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
     )
 
 
