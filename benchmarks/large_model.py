@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 
-import floor
 import numpy as np
-from federation import federate, noop_job, workspace
 
+import floor
+from federation import federate, noop_job, workspace
 from fedlog.transport.embedded import EmbeddedBroker
 
 MODEL_BYTES = 100_000_000
@@ -31,11 +31,12 @@ def measure(counts: tuple[int, ...] = (2, 4, 8, 16)) -> dict[str, float]:
             names = iter(range(count))
             workers = [[f"site/{next(names)}" for _ in range(size)] for size in shape]
             job = noop_job(MODEL_BYTES, count, ROUNDS, partitions=count)
-            measured = federate(job, workers, broker.address, folder / f"l{count}")
+            measured = federate(job, workers, broker.bootstrap_servers, folder / f"l{count}")
             broker_bytes = broker.rss_bytes()
         with EmbeddedBroker() as broker:
             floors = [
-                floor.measure(broker.address, f"floor{i}", MODEL_BYTES, shape) for i in range(2)
+                floor.measure(broker.bootstrap_servers, f"floor{i}", MODEL_BYTES, shape)
+                for i in range(2)
             ]
         seconds = measured.median_round_s()
         peaks.append(measured.server_peak_bytes / MODEL_BYTES)

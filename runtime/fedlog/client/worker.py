@@ -46,6 +46,7 @@ from fedlog.telemetry.logs import log_fields
 from fedlog.transport.base import BulkReader, Pending, Reader, Record, Transport, Writer
 from fedlog.transport.bulk import download, upload
 from fedlog.transport.errors import TransportError
+from fedlog.transport.pace import WAIT_S, Pace
 from fedlog.transport.topics import run_id, topic_names
 from fedlog.wire import records, tensors
 from fedlog.wire.errors import WireError
@@ -54,13 +55,12 @@ logger = logging.getLogger(__name__)
 
 LOOK_BACK_RECORDS = 64
 """So far back on control a client looks for a stop before it joins."""
-POLL_S = 0.05
-LONGEST_PAUSE_S = 0.25
-"""A signal is noticed within this, and a poll."""
 LEAST_TRANSFER_S = 60.0
 """A model or an update may take so long even where the round's deadline is shorter."""
 GRACE_S = 3.0
 """What a training that is to stop may still take before the process ends without it."""
+LONGEST_PAUSE_S = 0.25
+"""A signal is noticed within this."""
 KEEP_BYTES = 512 * 2**20
 """Encoded updates that a process keeps beside the latest one, in case they are asked for again."""
 PAYLOADS_KEPT = 4
@@ -166,6 +166,8 @@ class Worker:
         self._running: _Job | None = None
         self._ready = False  # the task is loaded
         self._stopping = False
+        self._pace = Pace(wakes=True)
+        self._work_done = threading.Event()
         self._stop_asked: tuple[int, str] | None = None
         self._exit_code = exit_codes.OK
         self._seek: int | None = None
@@ -242,7 +244,9 @@ class Worker:
         return True
 
     def _follow_control(self) -> None:
-        reader = self._transport.reader(self._names.control, committed=True)
+        wakes = self._transport.wakes_readers
+        self._pace = Pace(wakes=wakes)
+        reader = self._transport.reader(self._names.control, committed=True, wait_s=WAIT_S[wakes])
         try:
             end = reader.end_offset()
             reader.seek(max(0, end - LOOK_BACK_RECORDS))
@@ -251,19 +255,18 @@ class Worker:
             with self._lock:
                 for client in self._living():
                     self._carry_out(client, client.session.start(time.monotonic()))
-            last_word = time.monotonic()
             while self._living():
                 self._keep_time()
-                found = reader.poll(min(self._patience_s(), POLL_S))
-                self._receive(found, reader)
-                now = time.monotonic()
+                with self._lock:
+                    nap_s = self._pace.nap_s(time.monotonic())
+                if nap_s > 0 and self._work_done.wait(min(nap_s, self._patience_s())):
+                    self._work_done.clear()
+                    continue  # from now on an answer is awaited
+                found = reader.poll(min(self._patience_s(), WAIT_S[wakes]))
                 if found:
-                    last_word = now
-                else:
-                    # Not every broker wakes a fetch that waits, so each poll costs several. The
-                    # longer the silence, the rarer they are: what comes then is late by at most a
-                    # sixteenth of the time that it took.
-                    time.sleep(min((now - last_word) / 16, self._patience_s()))
+                    with self._lock:
+                        self._pace.answered(time.monotonic())
+                self._receive(found, reader)
         finally:
             reader.close()
 
@@ -426,6 +429,7 @@ class Worker:
 
     def _next_job(self) -> _Job | None:
         with self._lock:
+            worked = self._running is not None
             self._running = None
             while not self._stopping:
                 while self._queue:
@@ -433,6 +437,10 @@ class Worker:
                     if not job.cancelled:
                         self._running = job
                         return job
+                if worked:
+                    self._pace.await_answer(time.monotonic())
+                    self._work_done.set()
+                    worked = False
                 self._queue_changed.wait()
         return None
 

@@ -27,6 +27,7 @@ from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder
 from fedlog.transport.base import Bytes, Transport
 from fedlog.transport.bulk import upload
+from fedlog.transport.pace import WAIT_S, Pace
 from fedlog.transport.topics import topic_names, topic_specs
 from fedlog.wire import records
 from fedlog.wire.bulk import BulkManifest
@@ -64,7 +65,12 @@ class ServerSession:
         self._model, self._reporter = model, reporter
         self._names = topic_names(job, run)
         self._writer = transport.writer()
-        self._events = transport.reader(self._names.events, start=0, dense=True)
+        wakes = transport.wakes_readers
+        self._pace = Pace(wakes=wakes)
+        self._wait_s = WAIT_S[wakes]
+        self._events = transport.reader(
+            self._names.events, start=0, dense=True, wait_s=WAIT_S[wakes]
+        )
         self._intake = Intake(run)
         specs = {spec.name: spec for spec in topic_specs(job, self._names)}
         self._models, self._updates = (
@@ -102,7 +108,11 @@ class ServerSession:
 
     def _read_events(self) -> None:
         folding = self._folder_of_updates.in_flight > 0
-        batch = self._events.poll(_POLL_WHILE_FOLDING_S if folding else _POLL_S)
+        if not folding:
+            time.sleep(self._pace.nap_s(time.monotonic()))
+        batch = self._events.poll(_POLL_WHILE_FOLDING_S if folding else self._wait_s)
+        if batch:
+            self._pace.answered(time.monotonic())
         for record in batch:
             event = self._intake.take(record)
             if event is not None:
@@ -201,6 +211,7 @@ class ServerSession:
         if not again:
             self._reporter.round_opened()
         self._control.say([self._announcement(announce)], new_work=not again)
+        self._pace.await_answer(time.monotonic())
         what = "training" if announce.training else "evaluation"
         log.info("round %d: %s asked of %d clients", announce.round, what, len(announce.cohort))
 
@@ -251,6 +262,7 @@ class ServerSession:
             new_work=following is not None,
         )
 
+        self._pace.await_answer(time.monotonic())
         folding_s = self._folder_of_updates.seconds - self._folding_s
         self._folding_s = self._folder_of_updates.seconds
         self._reporter.refusals.update(self._intake.refusals)

@@ -111,6 +111,10 @@ class Transport(Protocol):
     def can_trim(self) -> bool:
         """Whether `trim` works (DeleteRecords); if not, bulk topics come in generations."""
 
+    @property
+    def wakes_readers(self) -> bool:
+        """Whether a fetch that waits ends as soon as a record comes (see `transport.pace`)."""
+
     def create_topics(self, specs: Sequence[TopicSpec]) -> frozenset[str]:
         """Create what is missing and return the names created by this very call.
 

@@ -98,6 +98,10 @@ class MemoryTransport:
     def can_trim(self) -> bool:
         return self._can_trim
 
+    @property
+    def wakes_readers(self) -> bool:
+        return True
+
     def create_topics(self, specs: Sequence[TopicSpec]) -> frozenset[str]:
         with self._changed:
             missing = [spec for spec in specs if spec.name not in self._topics]

@@ -57,6 +57,11 @@ class KafkaTransport:
         """
         return {_DELETE_RECORDS, _OFFSET_FOR_LEADER_EPOCH} <= self._connection.api_keys()
 
+    @property
+    def wakes_readers(self) -> bool:
+        """(T) does not; what tells it apart is said at `can_trim`."""
+        return _OFFSET_FOR_LEADER_EPOCH in self._connection.api_keys()
+
     def create_topics(self, specs: Sequence[TopicSpec]) -> frozenset[str]:
         if not specs:
             return frozenset()
