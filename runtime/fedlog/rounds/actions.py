@@ -95,10 +95,14 @@ class CommitRound:
 
 @dataclass(frozen=True)
 class Refuse:
-    """A record does not count; for counters, logs and the status."""
+    """A record does not count; for counters, logs and the status.
+
+    offset: of the manifest that is refused; None where it is not about a manifest.
+    """
 
     client: str
     reason: str
+    offset: int | None = None
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ class RoundState:
     wanted: int
     deadline: float
     evaluate: bool
+    """The version is measured on the clients' test data."""
+    evaluator: bool
+    """The evaluator is asked, and has not failed."""
     cohort: dict[str, Work] = field(default_factory=dict)
     outstanding: set[str] = field(default_factory=set)
     unmeasured: set[str] = field(default_factory=set)
@@ -115,7 +118,9 @@ class Engine:
         )
         self._join_retries = 0
         self._position = 0
-        self._prepared: Announce | None = None
+        self._asked: dict[int, set[str]] = {}  # by round, as far back as late updates count
+        self._counted_before: dict[int, int | None] = {}  # last_counted before this manifest
+        self._commit: CommitRound | None = None  # on its way to the journal
         self._stop_reason: str | None = None
         self._actions: list[Action] = []
 
@@ -140,7 +145,8 @@ class Engine:
             if self._evaluator_pending():
                 names.add(EVALUATOR)
             return sorted(names)
-        return sorted(c for c in self._known if not self.membership.is_live(c))
+        free = set(self.membership.available())
+        return sorted(c for c in self._known if c not in free)
 
     # ---- the one way in -------------------------------------------------------------------------
 
@@ -178,7 +184,7 @@ class Engine:
                 self._position = max(self._position, event.position)
                 self.membership.read(event.at_end, now)
             case RoundCommitted():
-                self._committed(event, now)
+                self._take_committed(event, now)
             case Aborted():
                 if not self.ended:
                     self._finish(Phase.FAILED, "Aborted", event.reason)
@@ -247,19 +253,17 @@ class Engine:
         member = self.membership.current(client, event.incarnation)
         if member is None:
             known = client in self.membership.members
-            self._emit(Refuse(client, "superseded" if known else "not-a-member"))
+            self._refuse(event, "superseded" if known else "not-a-member")
             return
         self._see(client, event.incarnation, now)
-        if member.finishing is not None and number >= member.finishing:
-            member.finishing = None
-            self.membership.changes += 1
+        self.membership.finished(member)
         update = FoldUpdate(client, event.offset, event.examples, number)
         if client == EVALUATOR:
-            self._emit(Refuse(client, "not-asked"))
+            self._refuse(event, "not-asked")
         elif self.digests.get(number - 1) != event.base:
-            self._emit(Refuse(client, "unknown-base"))
+            self._refuse(event, "unknown-base")
         elif self.last_counted.get(client, 0) >= number:
-            self._emit(Refuse(client, "duplicate"))
+            self._refuse(event, "duplicate")
         elif self.phase is Phase.TRAINING and self.round and self.round.number == number:
             self._arrive_on_time(update, self.round)
         else:
@@ -269,12 +273,12 @@ class Engine:
         client = update.client
         if current.cohort.get(client) not in (Work.ASKED, Work.LOST, Work.LEFT, Work.FAILED):
             asked_before = client in current.cohort
-            self._emit(Refuse(client, "duplicate" if asked_before else "not-asked"))
+            self._refuse(update, "duplicate" if asked_before else "not-asked")
             return
         current.cohort[client] = Work.ARRIVED
         current.outstanding.discard(client)
         current.unmeasured.discard(client)
-        self.last_counted[client] = update.round
+        self._count(update)
         current.spare.append(update)
         self._fold_spare(current)
 
@@ -296,14 +300,17 @@ class Engine:
         if self.round is not None and self.round.number == update.round:
             self.round.outstanding.discard(client)  # it came while the round was closing
         if self.config.late_updates is LateUpdates.DISCARD or self.ended:
-            self._emit(Refuse(client, "late"))
-        elif update.round <= self.version - LATENESS_ROUNDS:
-            self._emit(Refuse(client, "too-late"))
+            self._refuse(update, "late")
+        elif client not in self._asked.get(update.round, ()):
+            self._refuse(update, "not-asked")
         elif client in self.late:
-            self._emit(Refuse(client, "duplicate"))
+            self._refuse(update, "duplicate")
         else:
             self.late[client] = update
-            self.last_counted[client] = update.round
+            self._count(update)
+
+    def _refuse(self, update: UpdateArrived | FoldUpdate, reason: str) -> None:
+        self._emit(Refuse(update.client, reason, update.offset))
 
     def _folded(self, event: UpdateFolded) -> None:
         if self.round is not None and event.offset in self.round.folding:
@@ -318,27 +325,41 @@ class Engine:
         current.refused[update.client] = event.reason
         if update.client in current.cohort and update.round == current.number:
             current.cohort[update.client] = Work.REFUSED
-        self._emit(Refuse(update.client, event.reason))
+        self._refuse(update, event.reason)
+        current.asked_at_change = -1  # somebody else may be asked
         if self.phase is Phase.TRAINING:
             self._fold_spare(current)
 
+    def _count(self, update: FoldUpdate) -> None:
+        self._counted_before[update.offset] = self.last_counted.get(update.client)
+        self.last_counted[update.client] = update.round
+
     def _uncount(self, update: FoldUpdate) -> None:
-        if self.last_counted.get(update.client) == update.round:
-            self.last_counted[update.client] = update.round - 1
+        before = self._counted_before.pop(update.offset, None)
+        if self.last_counted.get(update.client) != update.round:
+            return  # a later one counts
+        if before is None:
+            del self.last_counted[update.client]
+        else:
+            self.last_counted[update.client] = before
 
     def _fail_work(self, event: WorkFailed, now: float) -> None:
         member = self.membership.current(event.client, event.incarnation)
         if member is None:
             return
         self._see(event.client, event.incarnation, now)
-        member.finishing = None
+        self.membership.finished(member)
         current = self.round
         self._emit(
             Notice(f"{event.client} failed in round {event.round}: {event.reason}", "warning")
         )
         if current is None or current.number != event.round:
             return
-        current.refused[event.client] = f"failed: {event.reason}"[:200]
+        if event.client == EVALUATOR:
+            current.evaluator = False
+        if event.client in current.outstanding:
+            current.refused[event.client] = f"failed: {event.reason}"[:200]
+            current.asked_at_change = -1  # somebody else may be asked
         self._give_up(event.client, Work.FAILED)
 
     # ---- evaluations ----------------------------------------------------------------------------
@@ -361,8 +382,7 @@ class Engine:
     def _evaluator_pending(self) -> bool:
         return (
             self.round is not None
-            and self.round.evaluate
-            and self.config.evaluator
+            and self.round.evaluator
             and self.membership.is_live(EVALUATOR)
             and not self.figures.has(EVALUATOR, TestSet.HELD_OUT)
         )
@@ -436,6 +456,11 @@ class Engine:
             f"{joined} of {len(config.clients)} clients joined within {config.join_timeout_s:g} s, "
             f"minClients is {config.quorum}"
         )
+        if self.version > 0:
+            message = (
+                f"{joined} of {len(config.clients)} clients are free for round {self.version + 1} "
+                f"after {config.join_timeout_s:g} s, minClients is {config.quorum}"
+            )
         if config.on_timeout is OnTimeout.PROCEED and joined >= 1:
             self._emit(Notice(f"{message}: proceeding, as onTimeout asks", "warning"))
             self._open(self._announcement(self._trainers()), now)
@@ -479,13 +504,16 @@ class Engine:
             number=announce.round,
             wanted=wanted,
             deadline=now + announce.deadline_s,
-            evaluate=announce.evaluate or announce.evaluator,
+            evaluate=announce.evaluate,
+            evaluator=announce.evaluator,
             cohort=dict.fromkeys(announce.cohort, Work.ASKED),
             outstanding={c for c in announce.cohort if self.membership.is_live(c)},
             asked_at_change=self.membership.changes,
         )
         if announce.evaluate:
             self.round.unmeasured = set(self.round.outstanding)
+        if announce.training:
+            self._asked[announce.round] = set(announce.cohort)
         self.phase = Phase.TRAINING if announce.training else Phase.EVALUATING
         if not announce.training:
             self.round.outstanding = set()
@@ -551,6 +579,7 @@ class Engine:
         for client in asked:
             current.cohort[client] = Work.ASKED
             current.outstanding.add(client)
+        self._asked[current.number].update(asked)
         self._emit(
             Announce(
                 round=current.number,
@@ -608,8 +637,7 @@ class Engine:
             for client in sorted(self.late, key=lambda c: self.late[c].offset):
                 update = self.late[client]
                 if client in on_time:
-                    current.refused.setdefault(client, "superseded-by-on-time")
-                    self._emit(Refuse(client, "superseded-by-on-time"))
+                    self._refuse(update, "superseded-by-on-time")
                 else:
                     self._fold(update, current)
             self.late.clear()
@@ -632,24 +660,21 @@ class Engine:
         if self.config.late_updates is LateUpdates.FOLD_NEXT:
             for client in unfinished:
                 self.membership.members[client].finishing = number
-        for update in current.accepted:
-            self.participation[update.client] += 1
+        accepted = {update.client for update in current.accepted}
         lost = [c for c, w in current.cohort.items() if w in (Work.LOST, Work.LEFT)]
         late = sum(update.round != number for update in current.accepted)
-        self._prepared = self._following(number)
-        self._emit(
-            CommitRound(
-                round=number,
-                accepted=tuple(current.accepted),
-                refused=dict(current.refused),
-                lost=tuple(sorted(lost)),
-                selected=len(current.cohort),
-                wanted=current.wanted,
-                late=late,
-                below_quorum=current.below_quorum,
-                following=self._prepared,
-            )
+        self._commit = CommitRound(
+            round=number,
+            accepted=tuple(current.accepted),
+            refused={c: why for c, why in current.refused.items() if c not in accepted},
+            lost=tuple(sorted(lost)),
+            selected=len(current.cohort),
+            wanted=current.wanted,
+            late=late,
+            below_quorum=current.below_quorum,
+            following=self._following(number),
         )
+        self._emit(self._commit)
 
     def _following(self, version: int) -> Announce | None:
         """What to announce together with the new version."""
@@ -668,7 +693,8 @@ class Engine:
             for c in live
             if c != EVALUATOR and (everybody or not self.figures.settled(c, TestSet.CLIENTS))
         )
-        evaluator = EVALUATOR in live and (
+        # It may come later; it is waited for only while it is there.
+        evaluator = self.config.evaluator and (
             everybody or not self.figures.settled(EVALUATOR, TestSet.HELD_OUT)
         )
         return Announce(
@@ -681,24 +707,38 @@ class Engine:
             deadline_s=self.config.round_timeout_s,
         )
 
-    def _committed(self, event: RoundCommitted, now: float) -> None:
+    def _take_committed(self, event: RoundCommitted, now: float) -> None:
+        commit, self._commit = self._commit, None
+        if commit is None or commit.round != event.version:
+            return
+        for update in commit.accepted:
+            self.participation[update.client] += 1
         self.version = event.version
         self.digests[event.version] = event.digest
-        self.digests.pop(event.version - LATENESS_ROUNDS - 1, None)
         self.figures = VersionFigures(event.version, event.digest)
-        if self._prepared is None:
-            self.phase = Phase.JOINING
-            self._deadline = now + self.config.join_timeout_s
-            self._emit(
-                Notice(
-                    f"{self.membership.live_count} clients are left, minClients is "
-                    f"{self.config.quorum}: waiting for more",
-                    "warning",
-                )
+        self._forget(event.version - LATENESS_ROUNDS)
+        if commit.following is not None:
+            self._open(commit.following, now, emit=False)
+            return
+        self.phase = Phase.JOINING
+        self._deadline = now + self.config.join_timeout_s
+        self._emit(
+            Notice(
+                f"{len(self._trainers())} clients are free for round {event.version + 1}, "
+                f"minClients is {self.config.quorum}: waiting for more",
+                "warning",
             )
-        else:
-            self._open(self._prepared, now, emit=False)
-        self._prepared = None
+        )
+
+    def _forget(self, oldest: int) -> None:
+        """Let go of rounds up to `oldest`: late updates of those do not count any more."""
+        self.digests.pop(oldest - 1, None)
+        self._asked.pop(oldest, None)
+        kept = {update.offset for update in self.late.values()}
+        self._counted_before = {o: r for o, r in self._counted_before.items() if o in kept}
+        for member in self.membership.members.values():
+            if member.finishing is not None and member.finishing <= oldest:
+                self.membership.finished(member)
 
     def _stop_early(self, why: str, now: float) -> None:
         """The current version is the last one; what is being trained is thrown away."""

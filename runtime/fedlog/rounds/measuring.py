@@ -11,18 +11,23 @@ from fedlog.rounds.config import StopRule
 
 
 @dataclass
-class _Sums:
+class _Means:
     clients: int = 0
     examples: int = 0
-    weighted: dict[str, float] = field(default_factory=dict)
+    means: dict[str, float] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
 
+    def add(self, examples: int, metrics: Mapping[str, float]) -> None:
+        """Running means, which stay within the range of what they are made of."""
+        self.clients += 1
+        self.examples += examples
+        for name, value in metrics.items():
+            weight = self.weights[name] = self.weights.get(name, 0) + examples
+            mean = self.means.get(name, 0.0)
+            self.means[name] = mean + (value - mean) * (examples / weight)
+
     def figures(self) -> Figures:
-        return Figures(
-            self.clients,
-            self.examples,
-            {name: total / self.weights[name] for name, total in self.weighted.items()},
-        )
+        return Figures(self.clients, self.examples, dict(self.means))
 
 
 @dataclass
@@ -33,7 +38,7 @@ class VersionFigures:
     digest: str
     reported: set[tuple[TestSet, str]] = field(default_factory=set)
     emitted: set[TestSet] = field(default_factory=set)
-    _sums: dict[TestSet, _Sums] = field(default_factory=dict)
+    _means: dict[TestSet, _Means] = field(default_factory=dict)
 
     def add(
         self, client: str, test_set: TestSet, examples: int, metrics: Mapping[str, float]
@@ -42,12 +47,7 @@ class VersionFigures:
         if (test_set, client) in self.reported or test_set in self.emitted:
             return False
         self.reported.add((test_set, client))
-        sums = self._sums.setdefault(test_set, _Sums())
-        sums.clients += 1
-        sums.examples += examples
-        for name, value in metrics.items():
-            sums.weighted[name] = sums.weighted.get(name, 0.0) + examples * value
-            sums.weights[name] = sums.weights.get(name, 0) + examples
+        self._means.setdefault(test_set, _Means()).add(examples, metrics)
         return True
 
     def has(self, client: str, test_set: TestSet) -> bool:
@@ -59,10 +59,10 @@ class VersionFigures:
 
     def take(self, test_set: TestSet) -> Figures | None:
         """The figures on this test set, the first time that they are asked for."""
-        if test_set in self.emitted or test_set not in self._sums:
+        if test_set in self.emitted or test_set not in self._means:
             return None
         self.emitted.add(test_set)
-        return self._sums[test_set].figures()
+        return self._means[test_set].figures()
 
 
 @dataclass

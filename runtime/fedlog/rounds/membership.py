@@ -89,6 +89,12 @@ class Membership:
         self.live_count += 1
         self.changes += 1
 
+    def finished(self, member: Member) -> None:
+        """The member is free: the work of a closed round is done, or given up."""
+        if member.finishing is not None:
+            member.finishing = None
+            self.changes += 1
+
     def leave(self, client: str) -> None:
         self._part(self.members[client], MemberState.LEFT)
 

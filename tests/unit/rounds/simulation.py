@@ -41,6 +41,8 @@ class Weather:
     duplicates: float = 0.0  # a record is appended twice
     fails: float = 0.0  # the user's training code raises
     refuses: float = 0.0  # an update is found unfit when it is read
+    fold_s: float = 0.0  # reading an update takes up to so long
+    silences: float = 0.0  # a client that trains is not heard of for a while
     training_s: tuple[float, float] = (0.5, 5.0)
     straggler_s: float = 0.0  # every fourth client is so much slower
 
@@ -67,6 +69,7 @@ class Process:
     session: ClientSession
     position: int = 0
     alive: bool = True
+    silent_until: float = 0.0
     job: int = 0  # grows with every piece of work that begins or is given up
 
 
@@ -93,6 +96,8 @@ class Federation:
         self.manifested: dict[tuple[str, int], int] = {}
         self._read = 0
         self._work_offset: int | None = None
+        self._folds_end = 0.0
+        self.asked: dict[int, set[str]] = {}
         clients = [*self.config.clients, *([EVALUATOR] if self.config.evaluator else [])]
         for client in clients:
             self.at(self.random.uniform(0, 3), lambda c=client: self.start(c))
@@ -126,6 +131,8 @@ class Federation:
 
     def _wake(self, process: Process) -> None:
         if process.alive and not process.session.ended:
+            if self.random.random() < self.weather.silences / 20:
+                process.silent_until = self.now + self.random.uniform(5, 40)
             self._carry_out(process, process.session.tick(self.now))
             self.at(0.5, lambda: self._wake(process))
 
@@ -141,6 +148,8 @@ class Federation:
         session = process.session
         for action in actions:
             match action:
+                case client_side.Send(records.Heartbeat()) if self.now < process.silent_until:
+                    pass
                 case client_side.Send():
                     self._append(process, action.record)
                 case client_side.SeekControl():
@@ -197,9 +206,14 @@ class Federation:
         )
 
         def done() -> None:
-            if process.alive:
+            if not process.alive:
+                return
+            round_ = action.announcement.round
+            if session.is_evaluator and self.random.random() < self.weather.fails:
+                failed = session.failed(round_, action.base, "no data", self.now)
+                self._carry_out(process, failed)
+            else:
                 self._append(process, record)
-                round_ = action.announcement.round
                 self._carry_out(process, session.evaluated(round_, action.base, self.now))
 
         self.at(self.random.uniform(0.1, 1.0), done)
@@ -290,10 +304,7 @@ class Federation:
                     case do.Announce():
                         self._announce(action)
                     case do.FoldUpdate():
-                        if self.random.random() < self.weather.refuses:
-                            waiting.append(happened.UpdateRefused(action.offset, "unfit"))
-                        else:
-                            waiting.append(happened.UpdateFolded(action.offset))
+                        self._fold(action)
                     case do.TakeCut():
                         waiting.append(happened.CutTaken(len(self.events)))
                     case do.CommitRound():
@@ -308,9 +319,23 @@ class Federation:
                             )
                         )
 
+    def _fold(self, action: do.FoldUpdate) -> None:
+        """One after the other, in the order of asking."""
+        unfit = self.random.random() < self.weather.refuses
+        result = (
+            happened.UpdateRefused(action.offset, "unfit")
+            if unfit
+            else happened.UpdateFolded(action.offset)
+        )
+        begins = max(self.now, self._folds_end)
+        self._folds_end = begins + self.random.uniform(0, self.weather.fold_s)
+        self.at(self._folds_end - self.now, lambda: self._step(result))
+
     _announced: tuple[int, str] | None = None
 
     def _announce(self, action: do.Announce) -> None:
+        if action.training:
+            self.asked.setdefault(action.round, set()).update(action.cohort)
         work = (action.round, self.digest)
         if not (action.training and work == self._announced):
             self._work_offset = len(self.control)
@@ -378,6 +403,11 @@ class Federation:
                 and manifest.round == update.round
             ):
                 raise Broken(f"round {commit.round}: offset {update.offset} is no such manifest")
+        if both := set(clients) & set(commit.refused):
+            raise Broken(f"round {commit.round}: {both} accepted and refused")
+        for update in commit.accepted:
+            if update.client not in self.asked[update.round]:
+                raise Broken(f"{update.client} was not asked in round {update.round}")
         order = [(update.round != commit.round, update.offset) for update in commit.accepted]
         if order != sorted(order):
             raise Broken(f"round {commit.round}: folded out of order: {order}")

@@ -533,3 +533,138 @@ def test_too_few_are_left_after_a_round_so_the_next_waits_for_them() -> None:
     assert bench.engine.phase is Phase.JOINING
     bench.join(A, incarnation=2)
     assert bench.last(do.Announce).cohort == (A, C)
+
+
+EVALUATED = replace(BASIC, evaluate_every=1, evaluator=True, decisive=TestSet.HELD_OUT)
+
+
+def test_evaluator_that_fails_is_not_waited_for() -> None:
+    bench = started(EVALUATED)
+    bench.step(happened.WorkFailed(EVALUATOR, f"{EVALUATOR}#1", 1, "no held-out data"))
+    for client in (A, B, C):
+        bench.update(client, 1)
+    assert bench.last(do.CommitRound).round == 1
+    assert bench.now == 0.0
+
+
+def test_evaluator_that_comes_late_measures_the_last_version() -> None:
+    bench = Bench(replace(EVALUATED, rounds=1, evaluate_every=0))
+    bench.join(A, B, C)
+    bench.wait(11, alive=(A, B, C))
+    for client in (A, B, C):
+        bench.update(client, 1)
+    final = bench.last(do.CommitRound).following
+    assert final is not None
+    assert final.evaluator  # it reads this once it is there
+    bench.join(EVALUATOR)
+    for client in (A, B, C):
+        bench.measure(client, 1, 0.5)
+    assert bench.engine.waiting_for() == [EVALUATOR]
+    bench.measure(EVALUATOR, 1, 0.75)
+    assert bench.last(do.Finish).outcome == "Complete"
+    assert bench.last(do.Measured).test_set in TestSet
+    assert {m.test_set for m in bench.all(do.Measured)} == set(TestSet)
+
+
+@pytest.mark.parametrize("how", ["fails", "unfit"])
+def test_substitute_is_asked_for_a_client_that_fails_or_sends_an_unfit_update(how: str) -> None:
+    bench = started(replace(BASIC, clients=(A, B, C, D), wanted=3, quorum=3))
+    asked = bench.last(do.Announce).cohort
+    (spare,) = {A, B, C, D} - set(asked)
+    if how == "fails":
+        bench.step(happened.WorkFailed(asked[0], f"{asked[0]}#1", 1, "boom"))
+    else:
+        bench.unfit = {bench.offset}
+        bench.update(asked[0], 1)
+    bench.update(asked[1], 1)
+    bench.update(asked[2], 1)
+    assert bench.last(do.Announce).cohort == (spare,)
+    bench.update(spare, 1)
+    commit = bench.last(do.CommitRound)
+    assert sorted(u.client for u in commit.accepted) == sorted([asked[1], asked[2], spare])
+    assert list(commit.refused) == [asked[0]]
+
+
+def test_straggler_that_answers_an_older_round_is_free_again() -> None:
+    bench = late_bench()
+    bench.wait(20, alive=(A, B))  # C is lost while it trains round 1 …
+    bench.step(happened.ClientSeen(C, f"{C}#1"))  # … and comes back
+    bench.update(A, 2)
+    bench.update(B, 2)
+    assert bench.last(do.CommitRound).round == 2
+    bench.update(C, 1)
+    assert C in bench.engine.membership.available()
+
+
+def test_straggler_that_never_answers_does_not_hold_the_log_for_ever() -> None:
+    bench = started(replace(BASIC, rounds=40, late_updates=LateUpdates.FOLD_NEXT))
+    bench.update(A, 1)
+    bench.update(B, 1)
+    bench.wait(61, alive=(A, B, C))
+    member = bench.engine.membership.members[C]
+    assert member.finishing == 1
+    for round_ in range(2, 14):
+        bench.update(A, round_)
+        bench.update(B, round_)
+    assert member.finishing is None or member.finishing > 1
+
+
+def test_client_is_never_both_accepted_and_refused() -> None:
+    bench = started()
+    bench.update(A, 1)
+    bench.step(happened.WorkFailed(A, f"{A}#1", 1, "too late to fail"))
+    bench.update(B, 1)
+    bench.update(C, 1)
+    commit = bench.last(do.CommitRound)
+    assert [u.client for u in commit.accepted] == [A, B, C]
+    assert commit.refused == {}
+
+
+def test_late_update_of_a_client_that_was_not_asked_does_not_count() -> None:
+    config = replace(
+        BASIC, clients=(A, B, C, D), wanted=3, late_updates=LateUpdates.FOLD_NEXT, rounds=3
+    )
+    bench = Bench(config)
+    bench.join(A, B, C)
+    early = bench.update(A, 1)  # no round is open yet
+    bench.join(D)
+    asked = bench.last(do.Announce).cohort
+    (left_out,) = {A, B, C, D} - set(asked)
+    for client in asked:
+        bench.update(client, 1)
+    bench.update(left_out, 1)
+    assert bench.all(do.Refuse) == [
+        do.Refuse(A, "not-asked", early),
+        do.Refuse(left_out, "not-asked", bench.offset - 1),
+    ]
+    assert len(bench.last(do.CommitRound).accepted) == 3
+
+
+def test_round_that_cannot_be_committed_counts_for_nobody() -> None:
+    engine = Engine(BASIC, digest="v0", now=0.0)
+    for client in (A, B, C):
+        engine.step(happened.ClientJoined(client, "x"), 0.0)
+    for offset, client in enumerate((A, B, C)):
+        engine.step(happened.UpdateArrived(client, "x", offset, 1, "v0", 1), 0.0)
+        engine.step(happened.UpdateFolded(offset), 0.0)
+    engine.step(happened.Aborted("the new model is not finite"), 0.0)
+    assert engine.phase is Phase.FAILED
+    assert set(engine.participation.values()) == {0}
+
+
+def test_clients_that_finish_late_work_are_named_while_the_next_round_waits() -> None:
+    bench = started(replace(BASIC, late_updates=LateUpdates.FOLD_NEXT))
+    bench.hold_folds = True
+    bench.update(A, 1)
+    bench.update(B, 1)
+    bench.step(happened.ClientLeft(B, f"{B}#1"))
+    bench.wait(61, alive=(A, C))
+    for offset in bench.held:
+        bench.step(happened.UpdateFolded(offset))
+    assert bench.engine.phase is Phase.JOINING
+    assert bench.engine.waiting_for() == [B, C]
+    assert bench.last(do.Notice).message == (
+        "1 clients are free for round 2, minClients is 2: waiting for more"
+    )
+    bench.update(C, 1)  # late, and free again
+    assert bench.last(do.Announce).cohort == (A, C)

@@ -45,6 +45,8 @@ def federations(draw: st.DrawFn) -> Federation:
         duplicates=draw(CHANCE),
         fails=draw(CHANCE),
         refuses=draw(CHANCE),
+        fold_s=draw(st.sampled_from([0.0, 2.0])),
+        silences=draw(CHANCE),
         straggler_s=draw(st.sampled_from([0.0, 10.0, 100.0])),
     )
     return Federation(config, weather, seed=draw(st.integers(0, 2**32)))
