@@ -267,7 +267,6 @@ def _text(name: str, value: object) -> str:
 class _Parameter:
     field: str
     read: Callable[[str, object], Any]
-    required: bool = True
 
 
 _KINDS: dict[PartitionerName, tuple[Callable[..., Partitioner], dict[str, _Parameter]]] = {
@@ -276,7 +275,7 @@ _KINDS: dict[PartitionerName, tuple[Callable[..., Partitioner], dict[str, _Param
         Dirichlet,
         {
             "alpha": _Parameter("alpha", _decimals),
-            "minPartitionSize": _Parameter("min_partition_size", _whole(1), required=False),
+            "minPartitionSize": _Parameter("min_partition_size", _whole(1)),
         },
     ),
     PartitionerName.SHARD: (
@@ -295,20 +294,16 @@ _KINDS: dict[PartitionerName, tuple[Callable[..., Partitioner], dict[str, _Param
 def make_partitioner(spec: Partitioning | None) -> Partitioner | None:
     """The partitioner that `spec.partitioning` names; None where there is none.
 
-    Raises PartitionError for a missing or impossible parameter; the job knows their names.
+    Raises PartitionError for an impossible value; the job knows the names and which are required.
     """
     if spec is None:
         return None
     make, known = _KINDS[spec.name]
     where = f"spec.partitioning.parameters of {spec.name}"
-    allowed = ", ".join(known) or "none"
     arguments = {}
     for name, value in spec.parameters.items():
         try:
             arguments[known[name].field] = known[name].read(name, value)
         except PartitionError as error:
             raise PartitionError(f"{where}: {error}") from None
-    for name, parameter in known.items():
-        if parameter.required and name not in spec.parameters:
-            raise PartitionError(f"{where}: {name} is missing, allowed: {allowed}")
     return make(**arguments)

@@ -149,7 +149,6 @@ def test_no_partitioning_is_no_partitioner() -> None:
 @pytest.mark.parametrize(
     ("given_spec", "message"),
     [
-        (spec(PartitionerName.DIRICHLET), "Dirichlet: alpha is missing"),
         (spec(PartitionerName.DIRICHLET, alpha="no"), "alpha is 'no', allowed is a decimal"),
         (spec(PartitionerName.DIRICHLET, alpha="-1"), "alpha is '-1', allowed is a decimal"),
         (spec(PartitionerName.DIRICHLET, alpha="NaN"), "alpha is 'NaN', allowed is a decimal"),
