@@ -19,7 +19,7 @@ from fedlog import exit_codes
 from fedlog.client.worker import Worker
 from fedlog.job.loading import JobFile, loads
 from fedlog.server import FederatedServer
-from fedlog.server.errors import RunEndedError, TerminatedError
+from fedlog.server.errors import RunStartedError, TerminatedError
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder, read_metrics
 from fedlog.transport.base import TopicSpec, Transport
@@ -234,7 +234,7 @@ def test_a_run_stops_as_soon_as_its_condition_is_met(federation: Federation) -> 
 def test_a_run_that_was_started_before_is_not_started_again(federation: Federation) -> None:
     job = federation.job(kafka={"topics": {"deletionPolicy": "Retain"}})
     federation.all(job)
-    with pytest.raises(RunEndedError, match="--run"):
+    with pytest.raises(RunStartedError, match="--run"):
         federation.server(job).result(DEADLINE_S)
 
 
@@ -261,7 +261,8 @@ def test_garbage_on_events_is_counted_and_changes_nothing(federation: Federation
     assert running.result(DEADLINE_S).outcome == "Complete"
     assert [worker.result(DEADLINE_S) for worker in workers] == [0, 0, 0]
     first = read_metrics(federation.output.metrics)[1]
-    assert (first.accepted, first.refused) == (3, {"malformed": 4})
+    assert (first.accepted, first.refused) == (3, {})
+    assert first.refused_records == {"malformed": 4}
     writer.close()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fedlog import exit_codes
-from fedlog.cli.environment import DEFAULT_PORT
+from fedlog.job.environment import DEFAULT_PORT
 
 _WATCH_S = 1.0
 

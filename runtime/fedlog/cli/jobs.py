@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from fedlog.cli.environment import classic_overrides
 from fedlog.cli.options import JobArgument, SetOption
 from fedlog.cli.scaffold import JOB_FILE, Library
+from fedlog.job.environment import classic_overrides
 
 
 def validate(

@@ -7,6 +7,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS
+
 JobArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="JOB", help="The job file (YAML).", show_default=False)
 ]
@@ -17,7 +19,7 @@ BrokerOption: TypeAlias = Annotated[
         envvar="BOOTSTRAP_SERVERS",
         metavar="HOST:PORT",
         help="Kafka's address, or several with commas. Beats spec.kafka.bootstrapServers.",
-        show_default="localhost:9094",
+        show_default=DEFAULT_BOOTSTRAP_SERVERS,
     ),
 ]
 SetOption: TypeAlias = Annotated[

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from fedlog import exit_codes
-from fedlog.cli.environment import classic_overrides, quiet_tensorflow
+from fedlog.cli.environment import quiet_tensorflow
 from fedlog.cli.options import DataOption, JobArgument, LogLevelOption, SetOption, parse_data
+from fedlog.job.environment import classic_overrides
 
 
 def run(

@@ -5,7 +5,6 @@ Nothing here knows of the log. A Trainer is used by one thread.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from fedlog.tasks.base import (
 )
 from fedlog.tasks.errors import TaskError
 from fedlog.wire.limits import Limits
-from fedlog.wire.records import Training
+from fedlog.wire.records import MAX_METRIC, Training
 
 MAX_METRICS = 64  # as the records allow
 LOCAL_PREFIX = "local_"
@@ -197,8 +196,8 @@ def subtract_in_place(trained: Weights, received: Weights) -> Weights:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that a record can carry: finite ones, the first 64."""
+    """The metrics that a record can carry: finite ones up to MAX_METRIC, the first 64."""
     values = {name: float(value) for name, value in metrics.items()}
     return dict(
-        [(name, value) for name, value in values.items() if math.isfinite(value)][:MAX_METRICS]
+        [(name, value) for name, value in values.items() if abs(value) <= MAX_METRIC][:MAX_METRICS]
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from fedlog.job.model import Spec
 from fedlog.local.errors import NotEnoughMemoryError
+from fedlog.server.sizes import INLINE_BUDGET_BYTES, asked_per_round
+from fedlog.wire.bulk import INLINE_BYTES
 
 _KEPT = 3
 """Rounds whose bulk the broker may hold at once: the current one, the one whose topics are being
@@ -15,34 +15,33 @@ _MARGIN_BYTES = 200 * 2**20
 """Left to everything else on the machine."""
 
 
-def asked_per_round(spec: Spec) -> int:
-    """Clients that are asked for an update in one round, over-selection included."""
-    part = spec.participation
-    if part.clients_per_round is not None:
-        wanted = part.clients_per_round
-    elif part.fraction is not None:
-        wanted = math.ceil(part.fraction * spec.client_count)
-    else:
-        wanted = spec.client_count
-    wanted = max(wanted, part.min_clients)
-    return min(spec.client_count, math.ceil(wanted * part.over_selection))
+def broker_bytes(spec: Spec, model_bytes: int) -> int:
+    """Bulk of the rounds that the broker holds at once, in bytes, and what travels inside records,
+    which this broker keeps for the whole run.
 
-
-def broker_bytes(model_bytes: int, asked: int) -> int:
-    """Models and updates of the rounds that the broker holds at once, in bytes."""
-    return _KEPT * model_bytes * (1 + asked)
+    Updates travel inside up to INLINE_BYTES; models, too, within INLINE_BUDGET_BYTES, each in its
+    announcement and on the journal.
+    """
+    asked = asked_per_round(spec)
+    if model_bytes > INLINE_BYTES:
+        return _KEPT * model_bytes * (1 + asked)
+    updates = spec.rounds * asked * model_bytes
+    return updates + min(2 * (spec.rounds + 1) * model_bytes, 2 * INLINE_BUDGET_BYTES)
 
 
 def check_fits(spec: Spec, model_bytes: int, available_bytes: int) -> int:
     """The estimate in bytes; raises NotEnoughMemoryError when it is more than what is free."""
     asked = asked_per_round(spec)
-    needed = broker_bytes(model_bytes, asked)
+    needed = broker_bytes(spec, model_bytes)
     if needed + _MARGIN_BYTES > available_bytes:
+        rounds, cure = f"{_KEPT} rounds at once", "choose a smaller model"
+        if model_bytes <= INLINE_BYTES:
+            rounds, cure = f"all {spec.rounds} rounds (they travel inside records)", "lower rounds"
         raise NotEnoughMemoryError(
             f"the embedded broker keeps everything in memory: a model of {_size(model_bytes)}, "
-            f"{asked} updates a round and {_KEPT} rounds at once are {_size(needed)}, but only "
+            f"{asked} updates a round and {rounds} are {_size(needed)}, but only "
             f"{_size(available_bytes)} are free. Use --broker with an Apache Kafka, lower "
-            "participation.clientsPerRound, or choose a smaller model."
+            f"participation.clientsPerRound, or {cure}."
         )
     return needed
 

@@ -1,7 +1,7 @@
 """Errors of the server.
 
 ServerError
-├── RunEndedError      the run's journal says that it ended already
+├── RunStartedError    the run's journal says that it was started before
 ├── InitialModelError  the first model could not be made
 └── TerminatedError    SIGTERM or SIGINT: no verdict
 """
@@ -13,7 +13,7 @@ class ServerError(FedlogError):
     """The server cannot go on."""
 
 
-class RunEndedError(ServerError):
+class RunStartedError(ServerError):
     """A run of this name has been started before."""
 
 

@@ -29,6 +29,8 @@ from fedlog.wire.tensors import decode
 log = logging.getLogger(__name__)
 
 _READ_TIMEOUT_S = 60.0
+"""For one whole update."""
+_END_TIMEOUT_S = 5.0
 FoldResult = UpdateFolded | UpdateRefused
 
 
@@ -51,7 +53,8 @@ class Folder:
         self._chunk_bytes = chunk_bytes
         self._buffer = bytearray()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[FoldResult] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[FoldResult | BaseException] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self.in_flight = 0
         self.seconds = 0.0
@@ -72,34 +75,41 @@ class Folder:
         return None
 
     def results(self, timeout_s: float = 0.0) -> list[FoldResult]:
-        """What was finished since the last call; waits up to `timeout_s` for the first."""
+        """What was finished since the last call; waits up to `timeout_s` for the first.
+
+        Raises what ended the thread: it folds nothing more then.
+        """
         found: list[FoldResult] = []
-        try:
-            if self.in_flight:
-                found.append(
-                    self._results.get(timeout=timeout_s)
-                    if timeout_s
-                    else self._results.get_nowait()
-                )
-                while True:
-                    found.append(self._results.get_nowait())
-        except queue.Empty:
-            pass
+        wait_s = timeout_s
+        while len(found) < self.in_flight:
+            try:
+                result = self._results.get(timeout=wait_s) if wait_s else self._results.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(result, BaseException):
+                raise result
+            found.append(result)
+            wait_s = 0.0
         self.in_flight -= len(found)
         return found
 
     def close(self) -> None:
+        """End soon: what is queued is not folded any more."""
         if self._thread is not None:
+            self._closing.set()
             self._jobs.put(None)
-            self._thread.join(_READ_TIMEOUT_S)
+            self._thread.join(_END_TIMEOUT_S)
 
     def _work(self) -> None:
-        reader = self._transport.bulk_reader(self._chunk_bytes)
         try:
-            while (job := self._jobs.get()) is not None:
-                self._results.put(self._do(job, reader))
-        finally:
-            reader.close()
+            reader = self._transport.bulk_reader(self._chunk_bytes)
+            try:
+                while (job := self._jobs.get()) is not None and not self._closing.is_set():
+                    self._results.put(self._do(job, reader))
+            finally:
+                reader.close()
+        except BaseException as error:  # noqa: BLE001 - raised again by `results`
+            self._results.put(error)
 
     def _do(self, job: _Job, reader: BulkReader | None) -> FoldResult:
         started = time.perf_counter()

@@ -22,6 +22,7 @@ class Intake:
     def __init__(self, run: str) -> None:
         self._run = run
         self.refusals: Counter[str] = Counter()
+        """Records that do not count, by reason, since somebody cleared it."""
         self._held: dict[int, tuple[records.Updated, memoryview]] = {}
 
     def take(self, record: Record) -> happened.Event | None:
@@ -82,8 +83,13 @@ class Intake:
 
     def folded(self, offset: int) -> None:
         """The payload is not needed any more."""
-        manifest, _ = self._held[offset]
-        self._held[offset] = (manifest, memoryview(b""))
+        if offset in self._held:
+            manifest, _ = self._held[offset]
+            self._held[offset] = (manifest, memoryview(b""))
+
+    def oldest(self, default: int) -> int:
+        """The lowest offset of a manifest that is held; `default` where there is none."""
+        return min(self._held, default=default)
 
     def keep_only(self, offsets: set[int]) -> None:
         """A round is over: drop every manifest except these."""

@@ -30,6 +30,7 @@ from fedlog.telemetry.status import (
 )
 from fedlog.telemetry.versions import installed_versions
 from fedlog.wire.bulk import BulkManifest
+from fedlog.wire.records import reason_word
 
 _STATES = {
     Work.ASKED: ClientState.TRAINING,
@@ -49,13 +50,14 @@ class UpdateFacts:
 class Reporter:
     """Belongs to the server's main thread; `status` may be read by any."""
 
-    def __init__(self, job: FederatedJob, run: str, folder: RunFolder, digest: str) -> None:
+    def __init__(self, job: FederatedJob, run: str, folder: RunFolder) -> None:
         self.job = job
         self.run = run
         self.folder = folder
         self.metrics = ServerMetrics(job=job.metadata.name, namespace=job.metadata.namespace)
         self.message = "waiting for clients"
-        self.refusals: Counter[str] = Counter()
+        self.refused_updates: Counter[str] = Counter()
+        """Updates of the open round that were refused before they were folded, by reason."""
         self._started = time.monotonic()
         self._file = MetricsFile(folder.metrics)
         self._history: deque[RoundReport] = deque(maxlen=HISTORY)
@@ -64,14 +66,25 @@ class Reporter:
         self._bytes_down = 0
         self._round_seconds: deque[float] = deque(maxlen=5)
         self._round_opened = self._started
-        self._put(RoundReport(round=0, version=0, digest=digest, seconds=0.0))
         self.status: Status
 
     def round_opened(self) -> None:
         self._round_opened = time.monotonic()
 
-    def published(self, model: BulkManifest) -> None:
+    def published(self, version: int, digest: str, model: BulkManifest) -> None:
+        """A version is on the log. Version 0 has a report of its own, as no round made it."""
         self._bytes_down += model.encoded_size
+        if version == 0:
+            self._put(
+                RoundReport(
+                    round=0,
+                    version=0,
+                    digest=digest,
+                    seconds=0.0,
+                    bytes_down=model.encoded_size,
+                    bytes_raw_down=model.size,
+                )
+            )
 
     def committed(
         self,
@@ -79,6 +92,7 @@ class Reporter:
         digest: str,
         facts: Iterable[UpdateFacts],
         *,
+        refused_records: Mapping[str, int],
         model: BulkManifest,
         learning_rate: float,
         aggregation_s: float,
@@ -89,9 +103,9 @@ class Reporter:
         seconds = now - self._round_opened
         self._round_opened = now
         self._round_seconds.append(seconds)
-        reasons = Counter(reason.split(":")[0] for reason in commit.refused.values())
-        reasons.update(self.refusals)
-        self.refusals.clear()
+        reasons = Counter(map(reason_word, commit.refused.values()))
+        reasons.update(self.refused_updates)
+        self.refused_updates.clear()
         up = sum(fact.bulk.encoded_size for fact in facts)
         self._bytes_up += up
         report = RoundReport(
@@ -104,6 +118,7 @@ class Reporter:
             accepted=len(commit.accepted),
             late=commit.late,
             refused=dict(reasons),
+            refused_records=dict(refused_records),
             lost=len(commit.lost),
             participants=tuple(update.client for update in commit.accepted[:MAX_CLIENTS]),
             train_metrics=_weighted(facts),
@@ -270,10 +285,11 @@ def _decisive(test_set: TestSet, figures: Mapping[TestSetName, object]) -> TestS
 
 def _weighted(facts: Iterable[UpdateFacts]) -> dict[str, float]:
     """Means of the clients' training figures, weighted by examples."""
-    totals: dict[str, float] = {}
+    means: dict[str, float] = {}
     weights: dict[str, int] = {}
     for fact in facts:
         for name, value in fact.metrics.items():
-            totals[name] = totals.get(name, 0.0) + fact.examples * value
-            weights[name] = weights.get(name, 0) + fact.examples
-    return {name: total / weights[name] for name, total in totals.items()}
+            weight = weights[name] = weights.get(name, 0) + fact.examples
+            mean = means.get(name, 0.0)
+            means[name] = mean + (value - mean) * (fact.examples / weight)
+    return means

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedlog.job.model import Compression, DeletionPolicy, FederatedJob, LateUpdates
 from fedlog.job.schedule import learning_rate
@@ -15,18 +15,21 @@ from fedlog.learning.weights import Update
 from fedlog.rounds import actions as do
 from fedlog.rounds import events as happened
 from fedlog.rounds.config import RoundsConfig
-from fedlog.rounds.engine import Engine
+from fedlog.rounds.engine import LATENESS_ROUNDS, Engine
 from fedlog.server.control import ControlLog
 from fedlog.server.errors import TerminatedError
 from fedlog.server.folding import Folder
 from fedlog.server.global_model import GlobalModel
 from fedlog.server.intake import Intake
+from fedlog.server.reading import EndWatch
 from fedlog.server.reporting import Reporter, UpdateFacts
-from fedlog.server.retention import BulkTopic
+from fedlog.server.retention import BulkTopic, SmallTopic, keep_from
+from fedlog.server.sizes import CLIENTS_PER_WELCOME, inline_model_bytes
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder
 from fedlog.transport.base import Bytes, Transport
 from fedlog.transport.bulk import upload
+from fedlog.transport.errors import TransportError
 from fedlog.transport.pace import WAIT_S, Pace
 from fedlog.transport.topics import topic_names, topic_specs
 from fedlog.wire import records
@@ -42,6 +45,8 @@ _POLL_WHILE_FOLDING_S = 0.005
 _UPLOAD_TIMEOUT_S = 600.0
 _STATUS_EVERY_S = 0.2
 _EPOCH = 1
+_LOOK_BACK_RECORDS = 64
+"""So many records of control below the current work are kept: clients look for a stop there."""
 
 
 class ServerSession:
@@ -71,16 +76,22 @@ class ServerSession:
         self._events = transport.reader(
             self._names.events, start=0, dense=True, wait_s=WAIT_S[wakes]
         )
+        self._end_watch = EndWatch(self._events.end_offset)
         self._intake = Intake(run)
         specs = {spec.name: spec for spec in topic_specs(job, self._names)}
         self._models, self._updates = (
             BulkTopic(transport, specs[name], created)
             for name in (self._names.model, self._names.updates)
         )
+        self._small = {
+            name: SmallTopic(transport, name, created)
+            for name in (self._names.events, self._names.control)
+        }
         self._strategy = make_strategy(job.spec.strategy)
         self._strategy_state = self._strategy.init(model.weights)
         self._aggregation: Aggregation | None = None
         self._chunk_bytes = job.spec.communication.max_message_bytes
+        self._inline_bytes = inline_model_bytes(job, model.size_bytes)
         self._folder_of_updates = Folder(
             transport, self._fold, Limits.for_model(model.size_bytes), self._chunk_bytes
         )
@@ -119,7 +130,9 @@ class ServerSession:
                 self._step(event)
         for result in self._folder_of_updates.results():
             self._step(result)
-        self._step(happened.EventsRead(self._events.position, at_end=len(batch) < 1000))
+        position, now = self._events.position, time.monotonic()
+        at_end = self._engine.membership.live_count > 0 and self._end_watch.at_end(position, now)
+        self._step(happened.EventsRead(position, at_end))
         self._send_welcomes()
 
     def _step(self, event: happened.Event) -> None:
@@ -127,14 +140,24 @@ class ServerSession:
         waiting: deque[happened.Event] = deque([event])
         while waiting:
             event = waiting.popleft()
-            actions = self._engine.step(event, time.monotonic())
-            for action in actions:
-                answer = self._do(action)
-                if answer is not None:
+            if isinstance(event, happened.UpdateFolded | happened.UpdateRefused):
+                self._intake.folded(event.offset)
+            for action in self._engine.step(event, time.monotonic()):
+                if isinstance(action, do.Refuse):
+                    self._refuse(action, event)
+                elif (answer := self._do(action)) is not None:
                     waiting.append(answer)
-            refused = any(isinstance(action, do.Refuse) for action in actions)
-            if refused and isinstance(event, happened.UpdateArrived):
-                self._intake.drop(event.offset)
+
+    def _refuse(self, refuse: do.Refuse, event: happened.Event) -> None:
+        """Count what is refused: updates apart from other records, and each of them once."""
+        log.info("%s: refused: %s", refuse.client, refuse.reason)
+        word = records.reason_word(refuse.reason)
+        if refuse.offset is None:
+            self._intake.refusals[word] += 1
+            return
+        self._intake.drop(refuse.offset)
+        if not isinstance(event, happened.UpdateRefused):  # those are in CommitRound.refused
+            self._reporter.refused_updates[word] += 1
 
     def _do(self, action: do.Action) -> happened.Event | None:
         match action:
@@ -143,7 +166,7 @@ class ServerSession:
             case do.Announce():
                 self._announce(action)
             case do.FoldUpdate():
-                return self._folder_of_updates.submit(action, *self._intake.manifest(action.offset))
+                return self._fold_update(action)
             case do.TakeCut():
                 return happened.CutTaken(self._events.end_offset())
             case do.CommitRound():
@@ -153,9 +176,6 @@ class ServerSession:
                     return happened.Aborted(str(error))
             case do.Measured():
                 self._measured(action)
-            case do.Refuse():
-                self._intake.refusals[action.reason.split(":")[0]] += 1
-                log.info("%s: refused: %s", action.client, action.reason)
             case do.Notice():
                 log.log(logging.getLevelNamesMapping()[action.level.upper()], action.message)
                 self._reporter.message = action.message
@@ -168,15 +188,19 @@ class ServerSession:
     def _send_welcomes(self) -> None:
         if not self._welcomes:
             return
-        welcomes, self._welcomes = self._welcomes, {}
-        record = records.Welcome(
-            run=self._run,
-            epoch=_EPOCH,
-            clients={client: w.incarnation for client, w in welcomes.items()},
-            committed={c: w.committed for c, w in welcomes.items() if w.committed is not None},
-            announcement=self._control.work_offset,
-        )
-        self._control.say([(record, b"")])
+        welcomes, self._welcomes = list(self._welcomes.items()), {}
+        told: list[tuple[records.ControlRecord, Bytes]] = []
+        for first in range(0, len(welcomes), CLIENTS_PER_WELCOME):
+            some = dict(welcomes[first : first + CLIENTS_PER_WELCOME])
+            record = records.Welcome(
+                run=self._run,
+                epoch=_EPOCH,
+                clients={client: w.incarnation for client, w in some.items()},
+                committed={c: w.committed for c, w in some.items() if w.committed is not None},
+                announcement=self._control.work_offset,
+            )
+            told.append((record, b""))
+        self._control.say(told)
 
     def _announcement(self, announce: do.Announce) -> tuple[records.Announced, Bytes]:
         """`announce` on the current version as a record with its payload."""
@@ -232,6 +256,15 @@ class ServerSession:
 
     # ---- a round --------------------------------------------------------------------------------
 
+    def _fold_update(self, update: do.FoldUpdate) -> happened.Event | None:
+        manifest, payload = self._intake.manifest(update.offset)
+        if not self._updates.takes(manifest.bulk):
+            where = f"{manifest.bulk.topic}/{manifest.bulk.partition}"
+            return happened.UpdateRefused(
+                update.offset, f"misplaced-bulk: {where} is not where updates go"
+            )
+        return self._folder_of_updates.submit(update, manifest, payload)
+
     def _fold(self, update: Update) -> None:
         if self._aggregation is None:
             self._aggregation = self._strategy.begin(self._model.weights, self._strategy_state)
@@ -248,10 +281,14 @@ class ServerSession:
         del aggregation
         self._model.advance()
         facts = self._facts(commit)
-        self._trim(commit, facts)
+        for fact in facts:
+            self._updates.holds(commit.round, fact.bulk)
+        # A new generation must be there before the announcement that names it.
+        self._updates.begin_after(commit.round)
+        self._models.begin_after(commit.round - 1)
         self._publish_model()
 
-        following = commit.following
+        following, work_before = commit.following, self._control.work_offset
         told: list[tuple[records.ControlRecord, Bytes]] = [(self._closed(commit), b"")]
         if following is not None:
             told.append(self._announcement(following))
@@ -263,19 +300,20 @@ class ServerSession:
         )
 
         self._pace.await_answer(time.monotonic())
+        self._let_go(commit.round, work_before)
         folding_s = self._folder_of_updates.seconds - self._folding_s
         self._folding_s = self._folder_of_updates.seconds
-        self._reporter.refusals.update(self._intake.refusals)
-        self._intake.refusals.clear()
         spec = self._job.spec
         self._reporter.committed(
             commit,
             self._model.digest,
             facts,
+            refused_records=self._intake.refusals,
             model=self._manifest,
             learning_rate=learning_rate(spec.training, commit.round - 1, spec.rounds),
             aggregation_s=folding_s,
         )
+        self._intake.refusals.clear()
         every = spec.output.checkpoint_every
         if every is not None and commit.round % every == 0:
             self._model.save(self._folder.checkpoint(commit.round))
@@ -298,7 +336,7 @@ class ServerSession:
             version=commit.round,
             digest=self._model.digest,
             accepted={update.client: update.offset for update in commit.accepted},
-            refused=dict(commit.refused),
+            refused=_words(commit.refused),
         )
 
     def _committed(self, commit: do.CommitRound, base: str) -> records.Committed:
@@ -309,15 +347,10 @@ class ServerSession:
             base=base,
             digest=self._model.digest,
             accepted=tuple(
-                records.Accepted(
-                    client=update.client,
-                    offset=update.offset,
-                    examples=update.examples,
-                    round=update.round,
-                )
+                (update.client, update.offset, update.examples, update.round)
                 for update in commit.accepted
             ),
-            refused=dict(commit.refused),
+            refused=_words(commit.refused),
         )
 
     def _publish_model(self) -> None:
@@ -329,24 +362,27 @@ class ServerSession:
             partition=0,
             chunk_bytes=self._chunk_bytes,
             codec="zstd" if codec is Compression.ZSTD else "none",
+            inline_bytes=self._inline_bytes,
             raw_digest=self._model.digest,
             timeout_s=_UPLOAD_TIMEOUT_S,
         )
         self._models.holds(self._model.version, self._manifest)
-        self._reporter.published(self._manifest)
+        self._reporter.published(self._model.version, self._model.digest, self._manifest)
 
-    def _trim(self, commit: do.CommitRound, facts: list[UpdateFacts]) -> None:
-        """Let go of bulk that cannot count any more."""
-        for update, fact in zip(commit.accepted, facts, strict=True):
-            self._updates.holds(update.round, fact.bulk)
-        finishing = [
-            member.finishing
-            for member in self._engine.membership.members.values()
-            if member.finishing is not None
-        ]
-        late = [update.round for update in self._engine.late.values()]
-        self._updates.let_go(commit.round, min([commit.round, *finishing, *late]))
-        self._models.let_go(commit.round - 1, commit.round - 1)
+    def _let_go(self, committed: int, work_before: int | None) -> None:
+        """Delete what the journal has passed; work_before: offset of the round before's work."""
+        members = self._engine.membership.members.values()
+        oldest = keep_from(
+            committed,
+            finishing=[m.finishing for m in members if m.finishing is not None],
+            late=[update.round for update in self._engine.late.values()],
+            lateness=LATENESS_ROUNDS,
+        )
+        self._updates.let_go(oldest)
+        self._models.let_go(committed - 1)
+        self._small[self._names.events].let_go(self._intake.oldest(self._events.position))
+        if work_before is not None:
+            self._small[self._names.control].let_go(work_before - _LOOK_BACK_RECORDS)
 
     def _measured(self, measured: do.Measured) -> None:
         kept_as = None
@@ -370,13 +406,6 @@ class ServerSession:
         """Write the result, tell everybody, wait for farewells, delete what this run created."""
         log.info("%s: %s", finish.outcome, finish.message)
         self._reporter.message = finish.message
-        self._model.save(self._folder.model)
-        result = self._reporter.result(
-            self._engine, finish.message, self._model.digest, self._folder.model.name
-        )
-        self._reporter.close()
-        self._folder.write_result(result)
-        self._reporter.update_status(self._engine, time.monotonic())
         stopped = records.Stopped(
             run=self._run,
             epoch=_EPOCH,
@@ -384,22 +413,42 @@ class ServerSession:
             reason=finish.message[:2000],
             round=self._model.version,
         )
+        # A server that was fenced learns it here: it has no verdict.
         self._control.say([(stopped, b"")], [self._head(finish)])
+        self._model.save(self._folder.model)
+        result = self._reporter.result(
+            self._engine, finish.message, self._model.digest, self._folder.model.name
+        )
+        self._reporter.close()
+        self._folder.write_result(result)
+        self._reporter.update_status(self._engine, time.monotonic())
+        try:
+            self._see_off(turn)
+            if self._job.spec.kafka.topics.deletion_policy is DeletionPolicy.DELETE:
+                self._transport.delete_topics(sorted(self._created))
+        except TransportError as error:
+            log.warning("the run is over, but its topics are not deleted: %s", error)
+        return result.model_copy(update={"folder": self._folder.path})
+
+    def _see_off(self, turn: Callable[[], None]) -> None:
+        """Wait until the clients have left, or FAREWELL_S."""
         deadline = time.monotonic() + FAREWELL_S
         while self._engine.membership.live_count and time.monotonic() < deadline:
             try:
                 turn()
             except TerminatedError:
-                break  # the verdict stands
+                return  # the verdict stands
             for record in self._events.poll(_POLL_S):
                 event = self._intake.take(record)
                 if isinstance(event, happened.ClientLeft | happened.ClientJoined):
                     self._engine.step(event, time.monotonic())
-        if self._job.spec.kafka.topics.deletion_policy is DeletionPolicy.DELETE:
-            self._transport.delete_topics(sorted(self._created))
-        return result.model_copy(update={"folder": self._folder.path})
 
     def close(self) -> None:
         self._folder_of_updates.close()
         self._events.close()
         self._writer.close()
+
+
+def _words(refused: Mapping[str, str]) -> dict[str, str]:
+    """The reason's word by client: the text is in the log, records are kept small."""
+    return {client: records.reason_word(reason) for client, reason in refused.items()}

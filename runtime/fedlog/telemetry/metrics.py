@@ -40,7 +40,7 @@ class ServerMetrics:
         self, *, job: str, namespace: str = "default", versions: Mapping[str, str] | None = None
     ) -> None:
         self.registry = registry = CollectorRegistry()
-        self._observed = 0
+        self._observed = -1
         self._measured: dict[str, int] = {}
         self._metric_names: set[str] = set()
         self._reasons: set[str] = set()
@@ -79,6 +79,9 @@ class ServerMetrics:
         self._lost = counter("fedlog_clients_lost", "Clients lost before they sent an update.")
         self._accepted = counter("fedlog_updates_accepted", "Updates in a version.", "timeliness")
         self._refused = counter("fedlog_updates_refused", "Updates that were refused.", "reason")
+        self._refused_records = counter(
+            "fedlog_records_refused", "Other records of clients that did not count.", "reason"
+        )
         self._bytes = counter(
             "fedlog_transferred_bytes", "Bytes of models and updates.", "direction", "form"
         )
@@ -117,7 +120,9 @@ class ServerMetrics:
         """
         if report.round > self._observed:
             self._observed = report.round
-            self._count(report)
+            self._count_bytes(report)
+            if report.round > 0:  # round 0 stands for the initial model
+                self._count(report)
         for test_set, evaluation in report.evaluations.items():
             if evaluation.version >= self._measured.get(test_set, 0):
                 self._measured[test_set] = evaluation.version
@@ -152,16 +157,20 @@ class ServerMetrics:
         self._accepted.labels("late").inc(report.late)
         for reason, count in report.refused.items():
             self._refused.labels(self._reason(reason)).inc(count)
-        self._bytes.labels("up", "encoded").inc(report.bytes_up)
-        self._bytes.labels("up", "raw").inc(report.bytes_raw_up)
-        self._bytes.labels("down", "encoded").inc(report.bytes_down)
-        self._bytes.labels("down", "raw").inc(report.bytes_raw_down)
+        for reason, count in report.refused_records.items():
+            self._refused_records.labels(self._reason(reason)).inc(count)
         self._round_seconds.observe(report.seconds)
         self._fold_seconds.observe(report.aggregation_seconds)
         self._learning_rate.set(report.learning_rate)
         for name, value in report.train_metrics.items():
             if self._keeps(name):
                 self._training.labels(name).set(value)
+
+    def _count_bytes(self, report: RoundReport) -> None:
+        self._bytes.labels("up", "encoded").inc(report.bytes_up)
+        self._bytes.labels("up", "raw").inc(report.bytes_raw_up)
+        self._bytes.labels("down", "encoded").inc(report.bytes_down)
+        self._bytes.labels("down", "raw").inc(report.bytes_raw_down)
 
     def _set_figures(self, test_set: str, figures: Metrics) -> None:
         if "accuracy" in figures:

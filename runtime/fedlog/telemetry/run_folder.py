@@ -108,6 +108,24 @@ class RunFolder:
         """File of one kept version; the names sort by version."""
         return self.checkpoints / f"version-{version:06d}.safetensors"
 
+    def clear(self) -> None:
+        """Make the folder where there is none; remove what a former run left in it, but its logs
+        and its job, which is written anew. Files of other names stay. Raises RunFolderError.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            kept = [self.checkpoints / "best.safetensors"]
+            kept += self.checkpoints.glob("version-*.safetensors")
+            for path in (
+                *(self.metrics, self.result, self.report, self.model, self.keras_model),
+                *kept,
+            ):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be made ready for a run: {error.strerror or error}"
+            ) from error
+
     def write_job(self, text: str) -> None:
         """The job as resolved, YAML."""
         write_atomically(self.job, text.encode())

@@ -86,6 +86,9 @@ class RoundReport(Told):
     """Updates in the version that were trained in an earlier round."""
     refused: dict[str, Count] = {}
     """Updates that were refused: reason -> number."""
+    refused_records: dict[str, Count] = {}
+    """Other records on the events topic that did not count, since the round before: reason ->
+    number (malformed, of another run, from nobody's client, late evaluations)."""
     lost: Count = 0
     """Clients of the cohort that were lost before they sent an update."""
     participants: Annotated[tuple[str, ...], Field(max_length=MAX_CLIENTS)] = ()
@@ -95,7 +98,7 @@ class RoundReport(Told):
     evaluations: dict[TestSetName, Evaluation] = {}
     """Figures of the version that the round made, by test set."""
     bytes_up: Count = 0
-    """Encoded bytes of the updates that were read."""
+    """Encoded bytes of the updates that are in the version."""
     bytes_down: Count = 0
     """Encoded bytes of the models that were published."""
     bytes_raw_up: Count = 0
@@ -160,9 +163,9 @@ class Status(Told):
     clients: Annotated[tuple[ClientStatus, ...], Field(max_length=MAX_CLIENTS)] = ()
     """Clients; at most 1,000."""
     bytes_up: Count = 0
-    """Encoded bytes of updates, over the run."""
+    """Encoded bytes of the updates in all versions: the sum over the reports."""
     bytes_down: Count = 0
-    """Encoded bytes of models, over the run."""
+    """Encoded bytes of the published models: the sum over the reports, round 0 included."""
     eta_s: Seconds | None = None
     """Seconds until the last round is expected to be over, or None where there is no telling."""
     message: str = ""

@@ -122,12 +122,14 @@ def download(
     reader: may be None where the manifest is inline. inline: the payload of the manifest's record;
     not looked at where the manifest names chunks. into: used when it is large enough, so that one
     buffer serves many downloads; the result is a read-only view of it, valid until it is used
-    again. timeout_s: for the whole download.
+    again. timeout_s: for the whole download; a chunk that does not come at all is waited for
+    as long again.
 
     Raises WireError when the manifest or a byte is not what it claims to be, BulkMissingError when
     chunks are gone, TransportError otherwise. What is in `into` after an error is undefined.
     """
     digests = check_manifest(manifest, limits)
+    deadline = _Deadline(timeout_s)
     buffer = into if into is not None and len(into) >= manifest.size else bytearray(manifest.size)
     payload = memoryview(buffer)[: manifest.size]
     raw = None if manifest.raw_digest is None else RawDigest()
@@ -145,6 +147,10 @@ def download(
             raw.update(chunk)
         received += 1
         encoded_size += len(encoded)
+        if deadline.remaining_s() == 0 and received < len(digests):
+            raise TransportError(
+                f"{received} of {len(digests)} chunks came within {timeout_s:g} seconds"
+            )
     if received != len(digests):
         raise BulkMissingError(f"{received} of {len(digests)} chunks came")
     if encoded_size != manifest.encoded_size:

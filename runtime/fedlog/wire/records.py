@@ -44,8 +44,11 @@ Examples = Annotated[int, Field(ge=1, le=2**53)]
 Epoch = Annotated[int, Field(ge=1, le=2**53)]
 Reason = Annotated[str, Field(max_length=2000)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
+MAX_METRIC = 1e100
+"""Largest absolute value of a figure: sums and weighted means of such values stay finite."""
+MetricValue = Annotated[float, Field(ge=-MAX_METRIC, le=MAX_METRIC)]
 Metrics = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=63)], float], Field(max_length=64)
+    dict[Annotated[str, Field(min_length=1, max_length=63)], MetricValue], Field(max_length=64)
 ]
 
 
@@ -194,8 +197,9 @@ class Announced(ServerRecord):
 class Closed(ServerRecord):
     """A round is committed: `version` with identity `digest` exists.
 
-    accepted: client -> offset of its manifest. refused: client -> reason. reupload: clients whose
-    chunks are gone and who should write them again under a new manifest.
+    accepted: client -> offset of its manifest. refused: client -> the reason's word (before its
+    first colon). reupload: clients whose chunks are gone and who should write them again under a
+    new manifest.
     """
 
     type: Literal["closed"] = "closed"
@@ -219,15 +223,9 @@ class Stopped(ServerRecord):
 # ---- server -> itself, on `journal` --------------------------------------------------------------
 
 
-class Accepted(BaseModel):
-    """One update in a version: client, offset of its manifest on events, examples, late or not."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    client: ClientId
-    offset: Offset
-    examples: Examples
-    round: Round
+Accepted = tuple[ClientId, Offset, Examples, Round]
+"""One update in a version: client, offset of its manifest on events, examples, the round that it
+was trained in. Without names: there is one for every client of a round."""
 
 
 class Head(SmallRecord):
@@ -247,7 +245,7 @@ class Head(SmallRecord):
 
 class Committed(SmallRecord):
     """Key `round/N`: the accepted set of version N in the order of folding, and what became of
-    the rest.
+    the rest: client -> the reason's word.
     """
 
     type: Literal["committed"] = "committed"
@@ -266,6 +264,11 @@ JournalRecord = Head | Committed
 AnyRecord = EventRecord | ControlRecord | JournalRecord
 
 _ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="type")])
+
+
+def reason_word(reason: str) -> str:
+    """The word by which a reason is counted: what stands before its first colon."""
+    return reason.partition(":")[0]
 
 
 def encode(record: AnyRecord, payload: Bytes = b"") -> bytes:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedlog.cli.environment import broker_address, classic_overrides, read_job
+from fedlog.cli.environment import broker_address, read_job
 from fedlog.cli.options import parse_data
+from fedlog.job.environment import classic_overrides
 
 JOB = """
 apiVersion: fedlog.dev/v1alpha1

@@ -4,18 +4,19 @@ import pytest
 
 from fedlog.job.model import FederatedJob
 from fedlog.local.errors import NotEnoughMemoryError
-from fedlog.local.memory import asked_per_round, broker_bytes, check_fits
+from fedlog.local.memory import broker_bytes, check_fits
+from fedlog.server.sizes import asked_per_round
 
 MB = 1_000_000
 
 
-def spec(**participation):
+def spec(rounds=1, **participation):
     return FederatedJob.model_validate(
         {
             "metadata": {"name": "m"},
             "spec": {
                 "task": {"entrypoint": "fedlog.tasks.noop:task"},
-                "rounds": 1,
+                "rounds": rounds,
                 "clients": [{"name": "a", "replicas": 10}],
                 "participation": participation,
             },
@@ -39,7 +40,14 @@ def test_clients_asked_per_round(participation, asked):
 
 
 def test_three_rounds_of_a_model_and_its_updates():
-    assert broker_bytes(100 * MB, 4) == 1_500 * MB
+    assert broker_bytes(spec(clientsPerRound=4), 100 * MB) == 1_500 * MB
+
+
+def test_what_travels_inside_records_is_held_for_the_whole_run():
+    needed = broker_bytes(spec(rounds=1000, clientsPerRound=4), 10_000)
+    assert needed == 1000 * 4 * 10_000 + 2 * 1001 * 10_000
+    with pytest.raises(NotEnoughMemoryError, match=r"all 10000 rounds .* lower rounds"):
+        check_fits(spec(rounds=10_000), 60_000, 4_000 * MB)
 
 
 def test_what_fits_is_let_through_with_its_estimate():

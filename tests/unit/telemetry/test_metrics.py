@@ -40,6 +40,7 @@ def exercise(metrics: ServerMetrics) -> None:
             late=1,
             lost=1,
             refused={"stale": 2},
+            refused_records={"malformed": 3},
             bytes_up=10,
             bytes_raw_up=20,
             bytes_down=5,
@@ -69,6 +70,7 @@ def test_a_round_and_a_status_are_what_prometheus_reads(metrics: ServerMetrics) 
     assert value(metrics, "fedlog_updates_accepted_total", timeliness="on_time") == 3
     assert value(metrics, "fedlog_updates_accepted_total", timeliness="late") == 1
     assert value(metrics, "fedlog_updates_refused_total", reason="stale") == 2
+    assert value(metrics, "fedlog_records_refused_total", reason="malformed") == 3
     transferred = "fedlog_transferred_bytes_total"
     assert value(metrics, transferred, direction="up", form="raw") == 20
     assert value(metrics, transferred, direction="down", form="encoded") == 5
@@ -132,3 +134,12 @@ def test_every_metric_is_in_the_table_with_its_type_and_labels(metrics: ServerMe
     assert kind == "info"
     assert {"job", "namespace", "fedlog"} <= labels
     assert served == documented
+
+
+def test_the_initial_model_counts_in_bytes_and_not_as_a_round(metrics: ServerMetrics) -> None:
+    for _ in range(2):
+        metrics.observe(report(0, bytes_down=7, bytes_raw_down=8))
+    transferred = "fedlog_transferred_bytes_total"
+    assert value(metrics, transferred, direction="down", form="encoded") == 7
+    assert value(metrics, transferred, direction="down", form="raw") == 8
+    assert value(metrics, "fedlog_rounds_committed_total") == 0

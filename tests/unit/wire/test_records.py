@@ -13,7 +13,7 @@ from fedlog.wire.bulk import build_manifest, chunk_digest, raw_digest
 from fedlog.wire.errors import LimitExceededError, UnsupportedVersionError, WireError
 from fedlog.wire.records import (
     MAX_HEADER_BYTES,
-    Accepted,
+    MAX_METRIC,
     Announced,
     AnyRecord,
     Closed,
@@ -119,7 +119,7 @@ RECORDS: dict[str, AnyRecord] = {
             round=3,
             base=DIGEST,
             digest=DIGEST,
-            accepted=(Accepted(client="site-a/0", offset=17, examples=600, round=3),),
+            accepted=(("site-a/0", 17, 600, 3),),
         ),
     )
 }
@@ -180,12 +180,21 @@ def test_every_record_is_read_as_it_was_written(kind: str):
     assert decode(encode(RECORDS[kind])) == (RECORDS[kind], b"")
 
 
+def test_a_figure_that_sums_cannot_hold_is_refused():
+    record = Evaluated(
+        **CLIENT, version=1, digest=DIGEST, test_set="Clients", examples=2**53, metrics={"a": 1.0}
+    )
+    for value in (1e308, -1e101):
+        with pytest.raises(WireError, match=r"metrics\.a"):
+            decode(frame(header_of(record, metrics={"a": value})))
+
+
 @settings(deadline=None)
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
-        st.floats(allow_nan=False, allow_infinity=False),
+        st.floats(-MAX_METRIC, MAX_METRIC),
         max_size=5,
     ),
     st.integers(0, 1_000_000),
