@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 from kafka.protocol.consumer import OffsetSpec
+from kafka.record import MemoryRecords
 
 from fedlog.transport.base import Record
 from fedlog.transport.dense import DenseOrder
 from fedlog.transport.errors import UnknownTopicError
+from fedlog.transport.kafka.broker_socket import (
+    BrokerSocket,
+    addresses,
+    connect_to_leader,
+    fetch_request,
+)
 from fedlog.transport.kafka.connection import Connection
 from fedlog.transport.kafka.fetch import fetch, leader_of
 
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+_MAX_DOUBLINGS = 10
+_LEAST_CONNECT_S = 1.0  # a poll that must be quick may take this long where it has to connect
+_ANSWER_S = 0.005  # an answer that is due when the time is over is waited for
 _ASK_WAIT_MS = 10  # (T) answers a fetch that must not wait with nothing at all
 
 
@@ -47,10 +60,9 @@ async def _high_watermark(client: KafkaNetClient, at: TopicPartition, offset: in
 
 
 class KafkaReader:
-    """One consumer, one partition.
+    """One connection, one partition, one fetch at a time.
 
-    It holds at most two fetches of the size of one largest record each, whatever the partition
-    holds.
+    It holds at most one fetch, the size of one largest record, whatever the partition holds.
     """
 
     def __init__(
@@ -68,85 +80,114 @@ class KafkaReader:
         self._connection = connection
         self._on_close = on_close
         self._at = TopicPartition(topic, partition)
-        fetch_bytes = connection.largest_fetch_bytes
-        self._consumer = connection.open(
-            KafkaConsumer,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed" if committed else "read_uncommitted",
-            fetch_max_wait_ms=round(wait_s * 1000),
-            fetch_max_bytes=fetch_bytes,
-            max_partition_fetch_bytes=fetch_bytes,
-            enable_incremental_fetch_sessions=False,  # they pay for many partitions only
-            metrics_enabled=False,
-        )
-        self._consumer.assign([self._at])
-        position = self.end_offset() if start is None else start
-        self._position = position
-        self._order = DenseOrder(str(self), position) if dense else None
+        self._committed = committed
+        self._wait_s = wait_s
+        self._brokers = addresses(connection.bootstrap_servers)
+        self._socket: BrokerSocket | None = None
+        self._asked: tuple[int, float] | None = None  # offset and time of the request under way
+        self._ready: deque[Record] = deque()
+        self._next = self.end_offset() if start is None else start
+        self._order = DenseOrder(str(self), self._next) if dense else None
         self._retry_at = 0.0
-        self._lost_at: float | None = None
-        self._consumer.seek(self._at, position)
+        self._failures = 0
+        self._lost_at = 0.0
 
     def __str__(self) -> str:
         return f"{self._at.topic}/{self._at.partition}"
 
     @property
     def position(self) -> int:
-        return self._position
+        return self._ready[0].offset if self._ready else self._next
 
     def poll(self, timeout_s: float, max_records: int = 1000) -> Sequence[Record]:
         deadline = time.monotonic() + timeout_s
-        while True:
-            left_s = deadline - time.monotonic()
+        while not self._ready:
+            left_s = max(deadline - time.monotonic(), 0.0)
             pause_s = min(self._retry_at - time.monotonic(), left_s)
             if pause_s > 0:
                 time.sleep(pause_s)
-                continue
-            records = self._fetch(max(left_s, 0.0), max_records)
-            if records and self._order is not None:
-                records, back = self._order.accept(records)
-                if back is not None:
-                    self._consumer.seek(self._at, back.offset)
-                    self._retry_at = time.monotonic() + back.pause_s
-            if records:
-                self._position = records[-1].offset + 1
-                return records
+            else:
+                self._fetch(left_s)
             if left_s <= 0:
-                return []
+                break
+        count = min(len(self._ready), max_records)
+        return [self._ready.popleft() for _ in range(count)]
 
     def seek(self, offset: int) -> None:
-        self._position = offset
+        self._ready.clear()
+        self._next = offset
         self._retry_at = 0.0
         if self._order is not None:
             self._order.seek(offset)
-        self._consumer.seek(self._at, offset)
 
     def end_offset(self) -> int:
         return end_offset(self._connection, self._at.topic, self._at.partition)
 
     def close(self) -> None:
-        self._consumer.close(autocommit=False)
+        self._disconnect()
         self._on_close(self)
 
-    def _fetch(self, timeout_s: float, max_records: int) -> list[Record]:
+    def _fetch(self, timeout_s: float) -> None:
+        """Take what the broker has at the position, within the time."""
         try:
-            fetched = self._consumer.poll(timeout_s * 1000, max_records).get(self._at, [])
+            answer = self._answer(timeout_s)
         except kafka_errors.OffsetOutOfRangeError:
             self._return_into_range()
-            return []
         except kafka_errors.KafkaError as error:
-            translated = self._connection.translated(error, f"reading {self}")
-            if not translated.retriable:
-                raise translated from error
-            time.sleep(min(_PAUSE_S, timeout_s))
-            fetched = []
-        if not fetched:
-            self._watch()
-            return []
-        self._lost_at = None
-        return [Record(r.offset, r.timestamp, r.key, r.value or b"") for r in fetched]
+            self._failed(error)
+        else:
+            if answer is not None:
+                self._failures = 0
+                self._accept(answer)
+
+    def _answer(self, timeout_s: float) -> Any | None:
+        """The answer to a fetch at the position; None while there is none."""
+        if self._socket is None:
+            self._socket, self._brokers = connect_to_leader(
+                self._at,
+                dict.fromkeys([*self._brokers, *addresses(self._connection.bootstrap_servers)]),
+                client_id=self._connection.client_id,
+                timeout_s=min(max(timeout_s, _LEAST_CONNECT_S), self._connection.request_s),
+                max_answer_bytes=2 * self._connection.largest_fetch_bytes + 2**20,
+            )
+            self._asked = None
+        now = time.monotonic()
+        if self._asked is None:
+            wait_s = min(self._wait_s, timeout_s)
+            self._socket.ask(
+                fetch_request(
+                    self._at,
+                    self._next,
+                    max_bytes=self._connection.largest_fetch_bytes,
+                    wait_s=wait_s,
+                    committed=self._committed,
+                )
+            )
+            self._asked = (self._next, now)
+        offset, asked_at = self._asked
+        response = self._socket.answer(timeout_s + _ANSWER_S)
+        if response is None:
+            if now - asked_at > self._wait_s + self._connection.request_s:
+                raise kafka_errors.KafkaTimeoutError(f"no answer from {self._socket.address}")
+            return None
+        self._asked = None
+        if offset != self._next or not response.responses:  # sought since; nothing came
+            return None
+        answer = response.responses[0].partitions[0]
+        if answer.error_code:
+            raise kafka_errors.for_code(answer.error_code)(f"fetching {self}")
+        return answer
+
+    def _accept(self, answer: Any) -> None:
+        records, end = _visible(answer, self._next, committed=self._committed)
+        if self._order is None:
+            self._next = end
+        else:
+            records, back = self._order.accept(records)
+            self._next = self._order.position
+            if back is not None:
+                self._retry_at = time.monotonic() + back.pause_s
+        self._ready.extend(records)
 
     def _return_into_range(self) -> None:
         at = self._at
@@ -154,27 +195,64 @@ class KafkaReader:
             f"asking for the start of {self}",
             lambda admin: admin.list_partition_offsets({at: OffsetSpec.EARLIEST})[at].offset,
         )
-        if self._position < first:
-            log.info("%s: offsets %d to %d are trimmed", self, self._position, first - 1)
+        if self._next < first:
+            log.info("%s: offsets %d to %d are trimmed", self, self._next, first - 1)
             self.seek(first)
         else:  # past the end: it may still grow to there
             self._retry_at = time.monotonic() + _PAUSE_S
 
-    def _watch(self) -> None:
-        """Notice that the broker or the topic is away for longer than the deadline."""
-        leader = self._consumer._cluster.leader_for_partition(self._at)
-        if leader is not None and self._consumer._client.connected(leader):
-            if self._lost_at is not None:
-                self._lost_at = None
-            return
+    def _failed(self, error: kafka_errors.KafkaError) -> None:
+        """Connect anew after a pause; raise once this has lasted for the deadline."""
+        self._disconnect()
+        problem = self._connection.translated(error, f"reading {self}")
+        if not problem.retriable and not isinstance(problem, UnknownTopicError):
+            raise problem from error
         now = time.monotonic()
-        if self._lost_at is None:
+        if self._failures == 0:
             self._lost_at = now
         elif now - self._lost_at > self._connection.deadline_s:
-            self._lost_at = None
-            topics = self._connection.call(
-                f"reading {self}", lambda admin: admin.describe_topics([self._at.topic])
-            )
-            if topics and topics[0]["error_code"] == 0:
-                raise self._connection.unavailable(f"reading {self}")
-            raise UnknownTopicError(f"topic {self._at.topic!r} is gone")
+            self._failures = 0
+            raise problem from error
+        self._retry_at = now + min(_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S)
+        self._failures = min(self._failures + 1, _MAX_DOUBLINGS)
+
+    def _disconnect(self) -> None:
+        self._asked = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _visible(answer: Any, position: int, *, committed: bool) -> tuple[list[Record], int]:
+    """What a reader at `position` sees of an answer, and the offset after all that came.
+
+    Markers of transactions are never seen. (K) names the aborted transactions in its answer, by
+    producer and first offset; what such a producer wrote from there to its marker is left out.
+    """
+    records: list[Record] = []
+    if not answer.records:
+        return records, position
+    aborted = deque(
+        sorted(answer.aborted_transactions or [], key=lambda each: each.first_offset)
+        if committed
+        else []
+    )
+    aborting: set[int] = set()
+    end = position
+    for batch in MemoryRecords(answer.records):
+        if not batch.validate_crc():
+            # On its way here, then: the broker checks what it stores.
+            raise kafka_errors.KafkaConnectionError(f"offset {batch.base_offset} came damaged")
+        end = max(end, batch.next_offset)
+        while aborted and aborted[0].first_offset <= batch.last_offset:
+            aborting.add(aborted.popleft().producer_id)
+        if batch.is_control_batch:
+            # Whatever it is, abort or commit: the producer's transaction ends here.
+            aborting.discard(batch.producer_id)
+        elif not (batch.is_transactional and batch.producer_id in aborting):
+            records += [
+                Record(each.offset, each.timestamp, each.key, each.value or b"")
+                for each in batch
+                if each.offset >= position
+            ]
+    return records, end
