@@ -258,7 +258,8 @@ class Worker:
             while self._living():
                 self._keep_time()
                 with self._lock:
-                    nap_s = self._pace.nap_s(time.monotonic())
+                    busy = self._running is not None or bool(self._queue)
+                    nap_s = self._pace.nap_s(time.monotonic(), busy=busy)
                 if nap_s > 0 and self._work_done.wait(min(nap_s, self._patience_s())):
                     self._work_done.clear()
                     continue  # from now on an answer is awaited

@@ -9,11 +9,13 @@ answer learns how long answers take, and looks for the first time shortly before
 from __future__ import annotations
 
 LONGEST_NAP_S = 0.1
+BUSY_NAP_S = 0.05
+"""The end of the work cuts this nap short."""
 WAIT_S = {True: 0.25, False: 0.01}
 """How long a fetch may wait at the broker, by whether it wakes waiting fetches."""
 
 _EARLY = 0.75  # the first look comes after this share of the usual time: answers vary
-_SLOWING = 16  # later looks are late by at most this part of the time that it took
+_SLOWING = 8  # later looks are late by at most this part of the time that it took
 _MEMORY = 0.7
 
 
@@ -39,10 +41,15 @@ class Pace:
         self._since = now
         self._awaiting = False
 
-    def nap_s(self, now: float) -> float:
-        """How long to leave the log alone."""
+    def nap_s(self, now: float, *, busy: bool = False) -> float:
+        """How long to leave the log alone.
+
+        busy: the other side waits for work that is being done here, so it has little to say.
+        """
         if self._wakes:
             return 0.0
+        if busy:
+            return BUSY_NAP_S
         elapsed_s = now - self._since
         until_s = _EARLY * self._usual_s - elapsed_s if self._awaiting else 0.0
         return min(until_s if until_s > 0 else elapsed_s / _SLOWING, LONGEST_NAP_S)
