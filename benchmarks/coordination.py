@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from federation import federate, noop_job, workspace
+from benchmarks.federation import federate, noop_job, workspace
 from fedlog.transport.embedded import EmbeddedBroker
 
 ROUNDS = 150

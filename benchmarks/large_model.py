@@ -6,8 +6,8 @@ import statistics
 
 import numpy as np
 
-import floor
-from federation import federate, noop_job, workspace
+from benchmarks import floor
+from benchmarks.federation import federate, noop_job, workspace
 from fedlog.transport.embedded import EmbeddedBroker
 
 MODEL_BYTES = 100_000_000
