@@ -14,8 +14,8 @@ The value of a Kafka record on ``control``, ``events`` and ``journal`` is one fr
 The header's ``type`` names one of the classes below; its other members are that class's fields.
 Unknown members are ignored, unknown types are refused. ``run`` is the run that a record belongs
 to; a reader refuses records of another run. Figures (`metrics`) are finite and at most 1e100 in
-absolute value, so that their sums and means stay finite. Times are durations in seconds; nobody's wall clock
-is compared with anybody else's. A client's identity is ``group/index``.
+absolute value, so that their sums and means stay finite. Times are durations in seconds; nobody's
+wall clock is compared with anybody else's. A client's identity is ``group/index``.
 """
 
 from __future__ import annotations
