@@ -434,3 +434,22 @@ def test_topics_have_the_settings_of_the_protocol(
         topic: common | {"cleanup.policy": "delete"},
         journal: common | {"cleanup.policy": "compact"},
     }
+
+
+def test_a_writer_that_forgot_a_topic_rests_when_the_topic_is_gone(
+    transport: Transport, new_name: Name
+) -> None:
+    old, new = new_name("old"), new_name("new")
+    transport.create_topics([TopicSpec(old), TopicSpec(new)])
+    writer = transport.writer()
+    writer.send(old, b"x").result(10)
+    writer.forget(old)
+    transport.delete_topics([old])
+    for _ in range(3):
+        writer.send(new, b"y").result(10)
+    began, cpu = time.monotonic(), time.process_time()
+    while time.monotonic() < began + 1:
+        time.sleep(0.1)
+    busy_share = (time.process_time() - cpu) / (time.monotonic() - began)
+    assert busy_share < 0.2  # 0.6 and more where the library looks for the topic's leader
+    writer.close()

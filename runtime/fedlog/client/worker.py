@@ -621,6 +621,9 @@ class Worker:
             count = self._transport.partitions(topic, LEAST_TRANSFER_S)
             if count is None:
                 raise WorkImpossibleError(f"the topic {topic} for updates does not exist")
+            for older in list(self._partitions):  # generations: only the newest is written to
+                self._writer.forget(older)
+                del self._partitions[older]
             self._partitions[topic] = count
         return self._partitions[topic]
 

@@ -285,7 +285,10 @@ class ServerSession:
             self._updates.holds(commit.round, fact.bulk)
         # A new generation must be there before the announcement that names it.
         self._updates.begin_after(commit.round)
+        model_topic = self._models.current
         self._models.begin_after(commit.round - 1)
+        if self._models.current != model_topic:
+            self._writer.forget(model_topic)
         self._publish_model()
 
         following, work_before = commit.following, self._control.work_offset

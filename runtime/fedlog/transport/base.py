@@ -56,6 +56,13 @@ class Writer(Protocol):
         newer writer with that id exists.
         """
 
+    def forget(self, topic: str) -> None:
+        """Nothing more will be sent to this topic, and all that was sent is acknowledged.
+
+        A client library goes on asking for the leaders of topics that it once wrote to; where such
+        a topic is deleted, it asks without a pause.
+        """
+
     def flush(self, timeout_s: float) -> None:
         """Wait until everything sent so far is on the log."""
 

@@ -229,6 +229,9 @@ class _MemoryWriter:
         if self._id is not None and self._log._owners.get(self._id) is not self:
             raise FencedError(f"a newer writer has taken over {self._id!r}")
 
+    def forget(self, topic: str) -> None:
+        del topic
+
     def flush(self, timeout_s: float) -> None:
         """Everything is on the log as soon as it is sent."""
 

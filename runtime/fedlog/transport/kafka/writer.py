@@ -42,6 +42,7 @@ class KafkaWriter:
         self._on_close = on_close
         self._id = transactional_id
         self._partitions: dict[str, int] = {}
+        self._forgotten: set[str] = set()
         self._lock = threading.Lock()
         self._producer = self._open()
 
@@ -84,6 +85,8 @@ class KafkaWriter:
                 "message.max.bytes"
             )
         self._check_topic(topic, partition)
+        if self._forgotten:
+            self._sweep()
         if isinstance(value, memoryview):
             value = value.cast("B")  # the library counts a view's elements as bytes
         with self._translating(f"sending to {topic}"):
@@ -106,6 +109,24 @@ class KafkaWriter:
                 self._end("aborting a transaction", manager.begin_abort)
             raise
         self._end("committing a transaction", manager.begin_commit)
+
+    def forget(self, topic: str) -> None:
+        self._partitions.pop(topic, None)
+        self._forgotten.add(topic)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Take forgotten topics out of the library's books.
+
+        Its thread may be looking at an entry and put it back, empty: so again with each record.
+        """
+        producer = self._producer
+        for topic in self._forgotten:
+            producer._metadata._topics.discard(topic)
+        batches = producer._accumulator._batches
+        for at in list(batches):
+            if at.topic in self._forgotten and not batches[at]:
+                batches.pop(at, None)
 
     def flush(self, timeout_s: float) -> None:
         with self._translating("flushing"):
@@ -133,6 +154,7 @@ class KafkaWriter:
             if count is None:
                 raise UnknownTopicError(f"there is no topic {topic!r}; sending does not create it")
             self._partitions[topic] = count
+            self._forgotten.discard(topic)
         if not 0 <= partition < count:
             raise UnknownTopicError(f"topic {topic!r} has {count} partitions, no {partition}")
 
