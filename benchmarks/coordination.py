@@ -21,7 +21,7 @@ def measure(clients: tuple[int, ...] = (4, 10, 32)) -> dict[str, float]:
                 job = noop_job(MODEL_BYTES, count, rounds)
                 workers = [[f"site/{i}"] for i in range(count)]
                 name = f"c{count}-{rounds}"
-                runs.append(federate(job, workers, broker.bootstrap_servers, folder / name))
+                runs.append(federate(job, workers, broker, folder / name))
             short, long = runs
             figures[f"coordination_round_ms_{count}"] = 1000 * long.median_round_s(WARM_UP)
             cpu_s = max(0.0, long.client_cpu_s - short.client_cpu_s)

@@ -17,7 +17,10 @@ from typing import Any
 import psutil
 import yaml
 
+from fedlog.transport.embedded import EmbeddedBroker
+
 DEADLINE_S = 900.0
+LOOK_EVERY_S = 0.2  # looking at many processes takes CPU from them
 
 
 def noop_job(
@@ -49,6 +52,7 @@ class Measured:
 
     rounds: list[Mapping[str, Any]]
     server_peak_bytes: int
+    broker_peak_bytes: int
     client_cpu_s: float
     server_cpu_s: float
     wall_s: float
@@ -77,13 +81,16 @@ def _ended(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def federate(
-    job: Mapping[str, Any], workers: Sequence[Sequence[str]], broker: str, folder: Path
+    job: Mapping[str, Any],
+    workers: Sequence[Sequence[str]],
+    broker: EmbeddedBroker,
+    folder: Path,
 ) -> Measured:
     """Run `job` with one server and one process per entry of `workers` (client ids)."""
     folder.mkdir(parents=True)
     job_path = folder / "job.yaml"
     job_path.write_text(yaml.safe_dump(job))
-    common = [str(job_path), "--broker", broker, "--run", folder.name[-8:]]
+    common = [str(job_path), "--broker", broker.bootstrap_servers, "--run", folder.name[-8:]]
     python = [sys.executable, "-m", "fedlog"]
     output = folder / "out"
     began = time.monotonic()
@@ -103,10 +110,11 @@ def federate(
                 )
             )
             log.close()
-        peak, cpu = 0, {process.pid: 0.0 for process in processes}
+        peak, broker_peak, cpu = 0, 0, {process.pid: 0.0 for process in processes}
         while server.poll() is None:
             if time.monotonic() - began > DEADLINE_S:
                 raise TimeoutError(f"not done in {DEADLINE_S:g} s; see {folder}")
+            broker_peak = max(broker_peak, broker.rss_bytes())
             for process in processes:
                 try:
                     watched = psutil.Process(process.pid)
@@ -116,7 +124,7 @@ def federate(
                         peak = max(peak, _peak_bytes(process.pid))
                 except psutil.Error:
                     continue
-            time.sleep(0.02)
+            time.sleep(LOOK_EVERY_S)
         if server.returncode != 0:
             raise RuntimeError((folder / "server.log").read_text()[-2000:])
         wall = time.monotonic() - began
@@ -125,6 +133,7 @@ def federate(
     return Measured(
         rounds=[reports[number] for number in sorted(reports) if number > 0],
         server_peak_bytes=peak,
+        broker_peak_bytes=broker_peak,
         client_cpu_s=sum(cpu[process.pid] for process in processes[1:]),
         server_cpu_s=cpu[server.pid],
         wall_s=wall,
