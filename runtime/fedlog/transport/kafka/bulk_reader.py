@@ -23,7 +23,7 @@ from fedlog.transport.errors import BulkMissingError, TransportError
 from fedlog.transport.kafka.connection import Connection
 from fedlog.transport.kafka.fetch import fetch, leader_of
 
-WINDOW_CHUNKS = 6  # an answer is held whole; (T) never sends more than 6 of 900 kB in one
+WINDOW_CHUNKS = 3  # an answer is held whole; (T) never sends more than 6 of 900 kB in one
 _BATCH_OVERHEAD_BYTES = 256  # a batch of one record has a header of 61 + up to 21
 _REQUESTS = 4  # the library refuses the sixth on one connection
 _MISSING_TRIES = 5
