@@ -31,6 +31,9 @@ _PATTERN_WORDS = {
     ENTRYPOINT_PATTERN: "package.module:attribute or path/to/file.py:attribute",
 }
 
+_FIELDS_NAMED = 13
+"""So many fields of a mapping are named in a message; more make it unreadable."""
+
 
 @cache
 def model_schema() -> dict[str, Any]:
@@ -143,7 +146,8 @@ def allowed(node: Node) -> str:
         return f"a list of {node.get('minItems', 0)} to {node['maxItems']} entries"
     if kind == "object":
         fields = list(node.get("properties", {}))
-        return f"a mapping with {', '.join(fields)}" if fields else "a mapping"
+        named = ", ".join(fields[:_FIELDS_NAMED]) + (" …" if len(fields) > _FIELDS_NAMED else "")
+        return f"a mapping with {named}" if fields else "a mapping"
     if kind == "string":
         words = _PATTERN_WORDS.get(node.get("pattern", ""), "text")
         return f"{words}{_length(node)}"

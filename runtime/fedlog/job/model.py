@@ -416,6 +416,13 @@ class DeletionPolicy(StrEnum):
     RETAIN = "Retain"
 
 
+class Retain(StrEnum):
+    """How much of the log is kept while the job runs."""
+
+    RESUME = "Resume"
+    ALL = "All"
+
+
 class Topics(Document):
     """The topics of the job."""
 
@@ -429,6 +436,9 @@ class Topics(Document):
     """Replication factor. With 3 or more, min.insync.replicas is 2."""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     """Partitions of the updates topic; a client writes to one of them."""
+    retain: Retain = Retain.RESUME
+    """Resume: what a restarted server or client needs; older rounds are deleted as new ones end.
+    All: every round, so that the run can be replayed (`fedlog replay`)."""
     deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
     """Delete: topics that this run created are deleted once it has ended. Retain: they stay."""
 
@@ -482,6 +492,27 @@ class Output(Document):
     """Also keep every k-th version."""
 
 
+class WeightAdaptation(StrEnum):
+    """What happens where a client's model has other layers or shapes than the global one."""
+
+    STRICT = "Strict"
+    ADAPT = "Adapt"
+    PARTIAL = "Partial"
+    FRESH = "Fresh"
+
+
+class FailurePolicy(Document):
+    """How many crashes a run survives. What may be lost without one is `participation`'s matter."""
+
+    max_server_restarts: Annotated[int, Field(ge=0, le=1000)] = 5
+    """Crashes of the server since the last finished round after which the job fails."""
+    max_client_restarts: Annotated[int, Field(ge=0, le=1000)] = 5
+    """Crashes of a client since its last update after which it is not started again."""
+    max_lost_clients: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    """Clients that may be gone for good before the job fails. Default: as many as minClients can
+    do without."""
+
+
 EVALUATOR_GROUP = "evaluator"
 """Group of the one client that measures on evaluation.heldOut; its id is `evaluator/0`."""
 MAX_CLIENTS = 100_000
@@ -517,6 +548,13 @@ class Spec(Document):
     """The log."""
     clients: Annotated[list[ClientGroup], Field(min_length=1, max_length=1000)]
     """Named groups of clients."""
+    weight_adaptation: WeightAdaptation = WeightAdaptation.STRICT
+    """Where a client's model has other layers or shapes than the global one. Strict: the client
+    refuses, with a report per layer. Adapt: matched layers are padded or cut to size. Partial: the
+    layers that fit are used, the others stay the client's own. Fresh: as Adapt, then Partial, and
+    where nothing fits the client starts from its own initial weights."""
+    failure_policy: FailurePolicy = FailurePolicy()
+    """How many crashes a run survives."""
     output: Output = Output()
     """What is kept of the result."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None

@@ -23,7 +23,7 @@ from __future__ import annotations
 import struct
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from fedlog.wire.bulk import BulkManifest, Bytes, Digest, Offset, Partition, TopicName
 from fedlog.wire.errors import LimitExceededError, UnsupportedVersionError, WireError
@@ -228,9 +228,64 @@ Accepted = tuple[ClientId, Offset, Examples, Round]
 """One update in a version: client, offset of its manifest on events, examples, the round that it
 was trained in. Without names: there is one for every client of a round."""
 
+MAX_JOB_CHARACTERS = 65_536
+
+
+class Started(SmallRecord):
+    """Key `start`: the run has begun, with version 0 in `model`. Written once.
+
+    job: the job as resolved, JSON without its ConfigMaps; empty where it is longer than
+    MAX_JOB_CHARACTERS.
+    """
+
+    type: Literal["started"] = "started"
+    digest: Digest
+    model: BulkManifest
+    job: Annotated[str, Field(max_length=MAX_JOB_CHARACTERS)] = ""
+
+
+class MemberOf(SmallRecord):
+    """Key `client/ID`: the incarnation that was welcomed last, and those that it took over from;
+    written with the welcome.
+    """
+
+    type: Literal["member"] = "member"
+    client: ClientId
+    incarnation: Incarnation
+    former: Annotated[tuple[Incarnation, ...], Field(max_length=64)] = ()
+
+
+class Work(BaseModel):
+    """What the open phase asks for: everybody who was asked so far, and how often in a row."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    round: Round
+    cohort: tuple[ClientId, ...]
+    training: bool
+    evaluate: bool
+    evaluator: bool
+    retries: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+class Judged(BaseModel):
+    """How the decisive metric stood when the version was made; `value` is that of the best."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    version: Round | None = None
+    value: MetricValue | None = None
+    without_better: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
 
 class Head(SmallRecord):
-    """Key `head`: where the run stands; all that a restarted server needs besides the log."""
+    """Key `head`: where the run stands; all that a restarted server needs besides the log.
+
+    events_offset: `events` below it is in the version or can never be; a new server reads from
+    there. late: updates that wait for the next version. finishing: clients that still train for a
+    closed round. deadline_s: what is left of the phase's deadline; active_s: of the whole run's.
+    state: the strategy's, where it has one. outcome, cause and reason: once the run has ended.
+    """
 
     type: Literal["head"] = "head"
     epoch: Epoch
@@ -239,14 +294,35 @@ class Head(SmallRecord):
     model: BulkManifest
     events_offset: Offset
     created_topics: tuple[str, ...]
+    work: Work | None = None
+    late: tuple[Accepted, ...] = ()
+    finishing: dict[ClientId, Round] = {}
+    judged: Judged = Judged()
     deadline_s: Seconds | None = None
+    active_s: Seconds | None = None
+    stop_reason: Reason = ""
     outcome: Literal["Complete", "Failed"] | None = None
+    cause: Annotated[str, Field(max_length=63)] = ""
     reason: Reason = ""
+
+
+class VersionMeasured(BaseModel):
+    """Means over `examples` test examples of `clients` clients, weighted by examples."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    clients: Annotated[int, Field(ge=0)]
+    examples: Annotated[int, Field(ge=0)]
+    metrics: Metrics
 
 
 class Committed(SmallRecord):
     """Key `round/N`: the accepted set of version N in the order of folding, and what became of
-    the rest: client -> the reason's word.
+    the rest: client -> the reason's word; unanswered: asked, and nothing came.
+
+    measured: figures of version N - 1, by test set. report: what else the server says of the
+    round; it is no part of the protocol. The record of a round that no head names (its server
+    died in between) does not count.
     """
 
     type: Literal["committed"] = "committed"
@@ -256,12 +332,14 @@ class Committed(SmallRecord):
     digest: Digest
     accepted: tuple[Accepted, ...]
     refused: dict[ClientId, Reason] = {}
-    metrics: Metrics = {}
+    unanswered: tuple[ClientId, ...] = ()
+    measured: dict[Literal["HeldOut", "Clients"], VersionMeasured] = {}
+    report: dict[str, JsonValue] = {}
 
 
 EventRecord = Joined | Heartbeat | Uploading | Updated | Evaluated | Failed | Left
 ControlRecord = Welcome | Announced | Closed | Stopped
-JournalRecord = Head | Committed
+JournalRecord = Started | MemberOf | Head | Committed
 AnyRecord = EventRecord | ControlRecord | JournalRecord
 
 _ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="type")])
@@ -317,7 +395,12 @@ def _check_header_size(size: int) -> None:
 
 def _check_payload(record: AnyRecord, payload: memoryview) -> None:
     match record:
-        case Updated(bulk=manifest) | Announced(model=manifest) | Head(model=manifest):
+        case (
+            Updated(bulk=manifest)
+            | Announced(model=manifest)
+            | Head(model=manifest)
+            | Started(model=manifest)
+        ):
             expected = manifest.inline
         case _:
             expected = False

@@ -24,10 +24,13 @@ from fedlog.wire.records import (
     Heartbeat,
     Joined,
     Left,
+    MemberOf,
+    Started,
     Stopped,
     Training,
     Updated,
     Uploading,
+    VersionMeasured,
     Welcome,
     decode,
     encode,
@@ -120,7 +123,14 @@ RECORDS: dict[str, AnyRecord] = {
             base=DIGEST,
             digest=DIGEST,
             accepted=(("site-a/0", 17, 600, 3),),
+            unanswered=("site-c/0",),
+            measured={
+                "Clients": VersionMeasured(clients=2, examples=40, metrics={"accuracy": 0.9})
+            },
+            report={"seconds": 1.5},
         ),
+        Started(run=RUN, digest=DIGEST, model=ON_THE_LOG, job="{}"),
+        MemberOf(run=RUN, client="site-a/0", incarnation="0" * 16, former=("1" * 16,)),
     )
 }
 
