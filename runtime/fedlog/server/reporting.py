@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from pydantic import JsonValue, ValidationError
 
 from fedlog.job.model import FederatedJob, TestSet
 from fedlog.rounds.actions import CommitRound, Measured
@@ -14,6 +16,8 @@ from fedlog.rounds.config import EVALUATOR
 from fedlog.rounds.engine import Engine, Work
 from fedlog.rounds.membership import MemberState
 from fedlog.rounds.phase import Phase
+from fedlog.server.journal import Journal
+from fedlog.server.refusals import Refusals
 from fedlog.telemetry.metrics import ServerMetrics
 from fedlog.telemetry.result import Best, Result
 from fedlog.telemetry.run_folder import MetricsFile, RunFolder
@@ -30,7 +34,7 @@ from fedlog.telemetry.status import (
 )
 from fedlog.telemetry.versions import installed_versions
 from fedlog.wire.bulk import BulkManifest
-from fedlog.wire.records import reason_word
+from fedlog.wire.records import VersionMeasured, reason_word
 
 _STATES = {
     Work.ASKED: ClientState.TRAINING,
@@ -58,6 +62,8 @@ class Reporter:
         self.message = "waiting for clients"
         self.refused_updates: Counter[str] = Counter()
         """Updates of the open round that were refused before they were folded, by reason."""
+        self.refusals = Refusals()
+        self.epoch = 1
         self._started = time.monotonic()
         self._file = MetricsFile(folder.metrics)
         self._history: deque[RoundReport] = deque(maxlen=HISTORY)
@@ -86,7 +92,31 @@ class Reporter:
                 )
             )
 
-    def committed(
+    def restore(self, journal: Journal, epoch: int) -> None:
+        """What a predecessor has reported, as its journal has it."""
+        self.epoch = epoch
+        for report in reports_of(journal):
+            self._put(report, seen=False)
+            self._bytes_up += report.bytes_up
+            self._bytes_down += report.bytes_down
+        head = journal.head
+        if head is None or head.judged.version is None or head.judged.value is None:
+            return
+        test_set = self.job.spec.decisive_test_set
+        digest = next((c.digest for c in journal.committed() if c.round == head.judged.version), "")
+        if head.judged.version == 0 and journal.started is not None:
+            digest = journal.started.digest
+        best = self.folder.best_model
+        self._best = Best(
+            version=head.judged.version,
+            digest=digest,
+            metric=self._decisive_metric(),
+            test_set=test_set.value,
+            value=head.judged.value,
+            model=str(best.relative_to(self.folder.path)) if best.exists() else None,
+        )
+
+    def report_of(
         self,
         commit: CommitRound,
         digest: str,
@@ -96,8 +126,8 @@ class Reporter:
         model: BulkManifest,
         learning_rate: float,
         aggregation_s: float,
-    ) -> None:
-        """A round is on the journal."""
+    ) -> RoundReport:
+        """The report of a round that is about to be journaled."""
         facts = list(facts)
         now = time.monotonic()
         seconds = now - self._round_opened
@@ -107,8 +137,7 @@ class Reporter:
         reasons.update(self.refused_updates)
         self.refused_updates.clear()
         up = sum(fact.bulk.encoded_size for fact in facts)
-        self._bytes_up += up
-        report = RoundReport(
+        return RoundReport(
             round=commit.round,
             version=commit.round,
             digest=digest,
@@ -129,10 +158,14 @@ class Reporter:
             learning_rate=learning_rate,
             aggregation_seconds=aggregation_s,
         )
+
+    def committed(self, report: RoundReport, *, below_quorum: bool) -> None:
+        """A round is on the journal."""
+        self._bytes_up += report.bytes_up
         self._put(report)
         self.message = (
-            f"round {commit.round}: {len(commit.accepted)} of {commit.selected} updates"
-            + (", below the quorum" if commit.below_quorum else "")
+            f"round {report.round}: {report.accepted} of {report.selected} updates"
+            + (", below the quorum" if below_quorum else "")
         )
 
     def measured(self, measured: Measured, *, kept_as: str | None) -> None:
@@ -153,8 +186,7 @@ class Reporter:
                 return
 
     def _note_best(self, report: RoundReport, measured: Measured, kept_as: str | None) -> None:
-        stop = self.job.spec.stop_when
-        name = "accuracy" if stop is None else stop.metric
+        name = self._decisive_metric()
         self._best = Best(
             version=measured.version,
             digest=report.digest,
@@ -164,7 +196,12 @@ class Reporter:
             model=kept_as,
         )
 
-    def _put(self, report: RoundReport) -> None:
+    def _decisive_metric(self) -> str:
+        stop = self.job.spec.stop_when
+        return "accuracy" if stop is None else stop.metric
+
+    def _put(self, report: RoundReport, *, seen: bool = True) -> None:
+        """seen: it happened in this process, so that its counters grow by it."""
         for index, known in enumerate(self._history):
             if known.round == report.round:
                 self._history[index] = report
@@ -172,7 +209,8 @@ class Reporter:
         else:
             self._history.append(report)
         self._file.put(report)
-        self.metrics.observe(report)
+        if seen:
+            self.metrics.observe(report)
 
     def latest(self, version: int) -> dict[TestSetName, dict[str, float]]:
         """The figures of this version, by test set."""
@@ -201,6 +239,7 @@ class Reporter:
             run=self.run,
             job=self.job.metadata.name,
             namespace=self.job.metadata.namespace,
+            epoch=self.epoch,
             phase=engine.phase,
             round=min(number, rounds),
             rounds=rounds,
@@ -212,6 +251,7 @@ class Reporter:
             metrics=self._newest_figures(),
             history=tuple(self._history),
             clients=self._clients(engine, now),
+            refusals=self.refusals.recent(),
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
             eta_s=self._eta(engine),
@@ -275,6 +315,61 @@ class Reporter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def journaled(report: RoundReport) -> dict[str, JsonValue]:
+    """A report for the journal, without what its record says already."""
+    content: dict[str, JsonValue] = report.model_dump(
+        mode="json", exclude_defaults=True, exclude={"participants", "evaluations"}
+    )
+    return content
+
+
+def reports_of(journal: Journal) -> Iterator[RoundReport]:
+    """Every report that a journal holds, the first model's as round 0; each with the figures of
+    its version as far as they are journaled. A report that cannot be read is left out.
+    """
+    previous: RoundReport | None = None
+    if journal.started is not None:
+        model = journal.started.model
+        previous = RoundReport(
+            round=0,
+            version=0,
+            digest=journal.started.digest,
+            seconds=0.0,
+            bytes_down=model.encoded_size,
+            bytes_raw_down=model.size,
+        )
+    for committed in journal.committed():
+        if previous is not None:
+            yield _measured(previous, committed.measured)
+        try:
+            found = RoundReport.model_validate(committed.report)
+        except ValidationError:
+            previous = None
+            continue
+        participants = tuple(client for client, *_ in committed.accepted[:MAX_CLIENTS])
+        previous = found.model_copy(update={"participants": participants})
+    if previous is not None:
+        yield _measured(previous, {} if journal.head is None else journal.head.measured)
+
+
+def _measured(
+    report: RoundReport, measured: Mapping[TestSetName, VersionMeasured]
+) -> RoundReport:
+    return report.model_copy(
+        update={
+            "evaluations": {
+                test_set: Evaluation(
+                    version=report.version,
+                    examples=figures.examples,
+                    clients=figures.clients,
+                    metrics=figures.metrics,
+                )
+                for test_set, figures in measured.items()
+            }
+        }
+    )
 
 
 def _decisive(test_set: TestSet, figures: Mapping[TestSetName, object]) -> TestSet | None:

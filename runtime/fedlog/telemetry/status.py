@@ -26,6 +26,8 @@ MAX_CLIENTS = 1000
 """Clients listed in `Status.clients` and `RoundReport.participants`."""
 MAX_WAITING = 50
 """Clients listed in `Status.waiting_for`."""
+MAX_REFUSALS = 50
+"""Entries in `Status.refusals`."""
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -129,6 +131,21 @@ class ClientStatus(Told):
     """Seconds since its last record."""
 
 
+class Refusal(Told):
+    """Records that one sender wrote and that did not count, for one reason."""
+
+    reason: str
+    """A stable word: malformed, too-large, digest, other-run, not-a-member, quota, unfit …"""
+    client: str
+    """Who the record says it is from, or `unknown` where it cannot be read. Nothing proves it."""
+    topic: str
+    """events or journal."""
+    offset: Count
+    """Offset of the latest one."""
+    count: Annotated[int, Field(ge=1)] = 1
+    """How many."""
+
+
 class Status(Told):
     """A run, now."""
 
@@ -140,6 +157,8 @@ class Status(Told):
     """Name of the job."""
     namespace: str = "default"
     """Namespace of the job."""
+    epoch: Annotated[int, Field(ge=1)] = 1
+    """Number of the server: 1 is the first, each that takes over adds 1."""
     phase: Phase
     """Joining, Training, Closing, Evaluating, Complete or Failed."""
     round: Count = 0
@@ -162,6 +181,8 @@ class Status(Told):
     """The last 20 rounds, oldest first. A round's evaluations may come one round later."""
     clients: Annotated[tuple[ClientStatus, ...], Field(max_length=MAX_CLIENTS)] = ()
     """Clients; at most 1,000."""
+    refusals: Annotated[tuple[Refusal, ...], Field(max_length=MAX_REFUSALS)] = ()
+    """What this server refused, by reason and sender, the latest last; at most 50 entries."""
     bytes_up: Count = 0
     """Encoded bytes of the updates in all versions: the sum over the reports."""
     bytes_down: Count = 0

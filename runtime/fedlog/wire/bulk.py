@@ -116,6 +116,11 @@ def raw_chunk_bytes(record_bytes: int, codec: Codec) -> int:
     return max(1, record_bytes - 64 - (record_bytes >> 12))
 
 
+def largest_encoded(raw_bytes: int) -> int:
+    """The most that a raw chunk of this size takes when it travels, with any codec."""
+    return raw_bytes + 64 + (raw_bytes >> 12)
+
+
 def encode_chunk(chunk: Bytes, codec: Codec) -> Bytes:
     """The chunk as it travels; with codec none the very same buffer."""
     if codec == "none":

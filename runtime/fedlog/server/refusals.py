@@ -1,0 +1,86 @@
+"""What was refused, and from whom: counted, told in the log once a burst, listed in the status."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedlog.telemetry.status import MAX_REFUSALS, Refusal
+from fedlog.wire.records import reason_word
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = "unknown"
+"""The sender of a record that does not say, or whose word cannot be read."""
+BURST_S = 10.0
+_LONGEST_WHY = 300
+
+
+@dataclass
+class _Burst:
+    """One reason: told when it came first, then at most once in BURST_S."""
+
+    told_at: float
+    untold: int = 0
+
+
+class Refusals:
+    """Bounded whatever comes: reasons are our own words, and senders are forgotten, oldest first.
+
+    Not thread-safe; `recent` is a value.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._bursts: dict[str, _Burst] = {}
+        self._listed: OrderedDict[tuple[str, str, str], Refusal] = OrderedDict()
+        self.totals: Counter[str] = Counter()
+        """By reason, over the life of this server."""
+
+    def add(self, reason: str, *, client: str, topic: str, offset: int) -> None:
+        """reason: a word, or a word, a colon and more. offset: of the record on `topic`."""
+        word = reason_word(reason)
+        self.totals[word] += 1
+        key = (word, client, topic)
+        known = self._listed.pop(key, None)
+        self._listed[key] = Refusal(
+            reason=word,
+            client=client,
+            topic=topic,
+            offset=offset,
+            count=1 if known is None else known.count + 1,
+        )
+        while len(self._listed) > MAX_REFUSALS:
+            self._listed.popitem(last=False)
+        burst = self._bursts.get(word)
+        if burst is None:
+            self._bursts[word] = _Burst(self._clock())
+        elif burst.untold or self._clock() - burst.told_at < BURST_S:
+            burst.untold += 1
+            self.tell()
+            return
+        else:
+            burst.told_at = self._clock()
+        log.warning(
+            "%s: record %d of %s is refused: %s", client, offset, topic, reason[:_LONGEST_WHY]
+        )
+
+    def tell(self, *, everything: bool = False) -> None:
+        """Log how many followed the first of each burst, once that is BURST_S ago (or now)."""
+        now = self._clock()
+        for word, burst in self._bursts.items():
+            if burst.untold and (everything or now - burst.told_at >= BURST_S):
+                log.warning(
+                    "%d more records refused (%s) within %.0f s",
+                    burst.untold,
+                    word,
+                    now - burst.told_at,
+                )
+                burst.told_at, burst.untold = now, 0
+
+    def recent(self) -> tuple[Refusal, ...]:
+        """One entry for each reason, sender and topic, the latest last; at most MAX_REFUSALS."""
+        return tuple(self._listed.values())
