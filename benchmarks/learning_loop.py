@@ -21,7 +21,7 @@ from fedlog.client.trainer import training_seed
 from fedlog.job.loading import JobFile, load
 from fedlog.job.model import EVALUATOR_GROUP
 from fedlog.job.schedule import learning_rate
-from fedlog.learning.mean import is_averaged
+from fedlog.learning.weights import is_averaged
 from fedlog.tasks.base import Partition, TrainingConfig
 from fedlog.tasks.loading import load_task
 from fedlog.tasks.partitioners import make_partitioner

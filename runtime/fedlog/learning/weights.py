@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,18 @@ import numpy.typing as npt
 from fedlog.learning.errors import ShapeMismatchError
 
 Array = npt.NDArray[np.generic]
+Shape = tuple[int, ...]
 Weights = Mapping[str, Array]
 """Named arrays in the model's own order (a dict keeps it). Global weights, a client's trained
 weights and an update's delta all have this shape."""
+
+
+def is_averaged(array: Array) -> bool:
+    """Whether a tensor takes part in means.
+
+    Floats do; integers and booleans (counters, seeds of random layers) keep the model's value.
+    """
+    return np.issubdtype(array.dtype, np.floating)
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,15 @@ class Update:
 
     client: identity, ``group/index``.
     delta: trained minus received weights, the model's dtypes (float32 in practice) and shapes.
+    Where the job allows it, tensors may be missing or smaller: see `fedlog.learning.coverage`.
     examples: training examples that the delta stands for, > 0; the weight in the mean.
+    views: tensor -> the shape in which the model's tensor is seen, where that is not its own.
     """
 
     client: str
     delta: Weights
     examples: int
+    views: Mapping[str, Shape] = field(default_factory=dict)
 
 
 def check_same_layout(expected: Weights, found: Weights) -> None:

@@ -43,7 +43,14 @@ from fedlog.wire.bulk import Bytes, raw_digest
 from fedlog.wire.errors import LimitExceededError, UnsupportedVersionError, WireError
 from fedlog.wire.limits import Limits
 
-__all__ = ["VERSION", "decode", "encode", "raw_digest", "read_metadata"]
+__all__ = [
+    "VERSION",
+    "decode",
+    "decode_with_metadata",
+    "encode",
+    "raw_digest",
+    "read_metadata",
+]
 
 VERSION = "1"
 _VERSION_KEY = "fedlog"
@@ -118,7 +125,12 @@ def decode(buffer: Bytes, limits: Limits) -> dict[str, Array]:
     The arrays are read-only views of `buffer`: they are valid while it keeps its content. Raises
     WireError; believes nothing. Whether the values are finite is not looked at.
     """
-    entries, _, data = _read(buffer, limits)
+    return decode_with_metadata(buffer, limits)[0]
+
+
+def decode_with_metadata(buffer: Bytes, limits: Limits) -> tuple[dict[str, Array], dict[str, str]]:
+    """As `decode`; and the writer's own metadata, without the version."""
+    entries, metadata, data = _read(buffer, limits)
     found = {name: _entry(name, entry, limits) for name, entry in entries.items()}
 
     # Sorted by place, each tensor begins where the last one ended: no hole, no overlap, no tail.
@@ -132,7 +144,7 @@ def decode(buffer: Bytes, limits: Limits) -> dict[str, Array]:
     if place != len(data):
         raise WireError(f"the tensors take {place} bytes, the data has {len(data)}")
 
-    return {name: _view(name, entry, data) for name, entry in found.items()}
+    return {name: _view(name, entry, data) for name, entry in found.items()}, metadata
 
 
 def read_metadata(buffer: Bytes, limits: Limits) -> dict[str, str]:

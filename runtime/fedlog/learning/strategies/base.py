@@ -16,6 +16,7 @@ rounds is in the state, named arrays like a model's, so that it travels and is s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from fedlog.learning.weights import Update, Weights
@@ -34,6 +35,10 @@ class Aggregation(Protocol):
     @property
     def updates(self) -> int:
         """Updates folded so far."""
+
+    @property
+    def adapted(self) -> Mapping[str, int]:
+        """How many of them cover the model only in part, by kind: Cut or Partial."""
 
     def fold(self, update: Update) -> None:
         """Take in one update; its arrays may be overwritten afterwards.

@@ -9,6 +9,7 @@ arXiv:2003.00295, Algorithm 1 with SGD on the server.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedlog.learning.mean import WeightedMean
@@ -21,10 +22,13 @@ class FedAvg:
     """model' = model + server_learning_rate * mean of the updates, weighted by examples.
 
     server_learning_rate: > 0; at 1 the new model is the weighted mean of the clients' models, as
-    in McMahan et al.; below 1 it moves only a part of the way.
+    in McMahan et al.; below 1 it moves only a part of the way. partial: whether an update may
+    cover a part of the model (`fedlog.learning.coverage`); each coordinate then moves by the mean
+    over the updates that cover it.
     """
 
     server_learning_rate: float = 1.0
+    partial: bool = False
 
     def init(self, weights: Weights) -> State:
         """FedAvg remembers nothing."""
@@ -33,7 +37,7 @@ class FedAvg:
 
     def begin(self, weights: Weights, state: State) -> FedAvgRound:
         del state
-        return FedAvgRound(WeightedMean(weights), self.server_learning_rate)
+        return FedAvgRound(WeightedMean(weights, partial=self.partial), self.server_learning_rate)
 
 
 class FedAvgRound:
@@ -50,6 +54,10 @@ class FedAvgRound:
     @property
     def updates(self) -> int:
         return self._mean.updates
+
+    @property
+    def adapted(self) -> Mapping[str, int]:
+        return self._mean.adapted
 
     def fold(self, update: Update) -> None:
         self._mean.fold(update)
