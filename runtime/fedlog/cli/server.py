@@ -44,6 +44,13 @@ def server(
             help="Port of /status, /healthz and /metrics; 0 takes a free one.",
         ),
     ] = 0,
+    status_host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this machine that serves them; 0.0.0.0: all, for containers.",
+        ),
+    ] = "127.0.0.1",
     status_file: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +86,7 @@ def server(
         bootstrap_servers=broker_address(broker, job_file),
         output=output,
         status_port=status_port,
+        status_host=status_host,
         status_file=status_file,
         initial=initial,
     ).run()
