@@ -12,6 +12,8 @@ REPLACED = 4
 """Another process took over this client's or this server's identity."""
 UNAVAILABLE = 69
 """No broker, or no word from the server, within the deadline; starting again may help."""
+DENIED = 77
+"""Kafka refuses the certificate, the password or a right; starting again does not help."""
 INTERRUPTED = 130
 """Ctrl-C."""
 TERMINATED = 143

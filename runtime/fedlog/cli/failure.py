@@ -15,7 +15,12 @@ def exit_code(error: FedlogError) -> int:
     from fedlog.server.errors import InitialModelError, TerminatedError
     from fedlog.tasks.errors import TaskError
     from fedlog.telemetry.errors import RunFolderError
-    from fedlog.transport.errors import BrokerUnavailableError, FencedError, UnknownTopicError
+    from fedlog.transport.errors import (
+        BrokerUnavailableError,
+        FencedError,
+        SecurityError,
+        UnknownTopicError,
+    )
 
     match error:
         case LocalError():
@@ -24,7 +29,7 @@ def exit_code(error: FedlogError) -> int:
             return exit_codes.USAGE
         case TaskError() | InitialModelError():
             return exit_codes.TASK
-        case TerminatedError():
+        case TerminatedError() | SecurityError():
             return error.exit_code
         case FencedError():
             return exit_codes.REPLACED

@@ -7,6 +7,18 @@ CLIENT_ID               a name for people; who a client is, is its group and ind
 USE_LIGHTWEIGHT_MODEL   1: the task's small model
 REDUCED_DATA_SIZE       1: REDUCED_EXAMPLES training examples per client; a larger number: so many
 
+A secured Kafka, by the names that Kafka's images and clients use:
+
+KAFKA_SECURITY_PROTOCOL       PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
+KAFKA_SASL_MECHANISM          SCRAM-SHA-512, SCRAM-SHA-256 or OAUTHBEARER
+KAFKA_SASL_USERNAME           user
+KAFKA_SASL_PASSWORD           password; it stays in the environment and never enters the job
+KAFKA_SASL_PASSWORD_FILE      file with the password
+KAFKA_SASL_OAUTH_TOKEN_FILE   file with the token
+KAFKA_SSL_CAFILE              PEM file of the brokers' CA
+KAFKA_SSL_CERTFILE            PEM file of the client's certificate
+KAFKA_SSL_KEYFILE             PEM file of its key
+
 Light to import: commands name the defaults in their help.
 """
 
@@ -15,7 +27,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from fedlog.job.model import FederatedJob
@@ -26,6 +39,41 @@ UPDATE_TOPIC: Final = "UPDATE_TOPIC"
 CLIENT_ID: Final = "CLIENT_ID"
 USE_LIGHTWEIGHT_MODEL: Final = "USE_LIGHTWEIGHT_MODEL"
 REDUCED_DATA_SIZE: Final = "REDUCED_DATA_SIZE"
+
+KAFKA_SECURITY_PROTOCOL: Final = "KAFKA_SECURITY_PROTOCOL"
+KAFKA_SASL_MECHANISM: Final = "KAFKA_SASL_MECHANISM"
+KAFKA_SASL_USERNAME: Final = "KAFKA_SASL_USERNAME"
+KAFKA_SASL_PASSWORD: Final = "KAFKA_SASL_PASSWORD"  # noqa: S105 - the variable's name
+KAFKA_SASL_PASSWORD_FILE: Final = "KAFKA_SASL_PASSWORD_FILE"  # noqa: S105 - the variable's name
+KAFKA_SASL_OAUTH_TOKEN_FILE: Final = "KAFKA_SASL_OAUTH_TOKEN_FILE"  # noqa: S105 - a name, too
+KAFKA_SSL_CAFILE: Final = "KAFKA_SSL_CAFILE"
+KAFKA_SSL_CERTFILE: Final = "KAFKA_SSL_CERTFILE"
+KAFKA_SSL_KEYFILE: Final = "KAFKA_SSL_KEYFILE"
+
+_AUTHENTICATION_FILES = {
+    "passwordFile": KAFKA_SASL_PASSWORD_FILE,
+    "tokenFile": KAFKA_SASL_OAUTH_TOKEN_FILE,
+    "caFile": KAFKA_SSL_CAFILE,
+    "certificateFile": KAFKA_SSL_CERTFILE,
+    "keyFile": KAFKA_SSL_KEYFILE,
+}
+AUTHENTICATION_VARIABLES: Final = frozenset(
+    {
+        KAFKA_SECURITY_PROTOCOL,
+        KAFKA_SASL_MECHANISM,
+        KAFKA_SASL_USERNAME,
+        *_AUTHENTICATION_FILES.values(),
+    }
+)
+"""Variables that change spec.kafka.authentication."""
+
+PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+MECHANISMS: Final = {
+    "SCRAM-SHA-512": "ScramSha512",
+    "SCRAM-SHA-256": "ScramSha256",
+    "OAUTHBEARER": "OAuthBearer",
+}
+"""Kafka's names of what the job's `type` names."""
 
 DEFAULT_PORT: Final = 9094
 """`fedlog broker` listens here: server and clients look there unless they are told otherwise."""
@@ -53,7 +101,53 @@ def classic_overrides(environ: Mapping[str, str]) -> list[str]:
     for variable, field in ((MODEL_TOPIC, "model"), (UPDATE_TOPIC, "updates")):
         if topic := environ.get(variable, ""):
             overrides.append(f"spec.kafka.topics.{field}={json.dumps(topic)}")
+    if environ.get(KAFKA_SECURITY_PROTOCOL, "").upper() == "PLAINTEXT":
+        overrides.append("spec.kafka.authentication={}")
+    overrides += [
+        f"spec.kafka.authentication.{field}={json.dumps(value)}"
+        for field, value in authentication_fields(environ).items()
+    ]
     return overrides
+
+
+def authentication_fields(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of spec.kafka.authentication under the variables that are set and not empty.
+
+    What is not said follows from the rest: a user alone means ScramSha512, a certificate Tls, a
+    token OAuthBearer. PLAINTEXT stands for no authentication at all, whatever else is set. Paths
+    become absolute: they start from the current folder. Raises JobError for an unknown name.
+    """
+    protocol = _known(environ, KAFKA_SECURITY_PROTOCOL, PROTOCOLS)
+    mechanism = _known(environ, KAFKA_SASL_MECHANISM, tuple(MECHANISMS))
+    if protocol == "PLAINTEXT":
+        return {"type": "None", "tls": False}
+    fields: dict[str, Any] = {
+        field: str(Path(environ[variable]).absolute())
+        for field, variable in _AUTHENTICATION_FILES.items()
+        if environ.get(variable)
+    }
+    if user := environ.get(KAFKA_SASL_USERNAME):
+        fields["username"] = user
+    if protocol:
+        fields["tls"] = protocol.endswith("SSL")
+    if protocol != "SSL" and mechanism:
+        fields["type"] = MECHANISMS[mechanism]
+    elif protocol != "SSL" and "tokenFile" in fields:
+        fields["type"] = "OAuthBearer"
+    elif protocol.startswith("SASL") or "username" in fields:
+        fields["type"] = "ScramSha512"
+    elif "certificateFile" in fields:
+        fields["type"] = "Tls"
+    return fields
+
+
+def _known(environ: Mapping[str, str], variable: str, allowed: tuple[str, ...]) -> str:
+    from fedlog.job.errors import JobError, Problem
+
+    found = environ.get(variable, "").upper()
+    if found and found not in allowed:
+        raise JobError([Problem("", f'"{found}"', ", ".join(allowed), "", f"${variable}")])
+    return found
 
 
 def apply_environment(
@@ -74,13 +168,24 @@ def apply_environment(
         if environment.get(variable):
             topics[field] = environment[variable]
     servers = environment.get(BOOTSTRAP_SERVERS) or kafka.bootstrap_servers
+    fields = authentication_fields(environment)
+    plain = environment.get(KAFKA_SECURITY_PROTOCOL, "").upper() == "PLAINTEXT"
+    authentication = {} if plain else kafka.authentication.model_dump(by_alias=True)
     try:
         changed = Kafka.model_validate(
-            kafka.model_dump()
-            | {"topics": topics, "bootstrap_servers": servers or DEFAULT_BOOTSTRAP_SERVERS}
+            kafka.model_dump(exclude={"authentication"})
+            | {
+                "topics": topics,
+                "bootstrap_servers": servers or DEFAULT_BOOTSTRAP_SERVERS,
+                "authentication": authentication | fields,
+            }
         )
     except ValidationError as error:
-        names = {"model": MODEL_TOPIC, "updates": UPDATE_TOPIC}
+        names = {
+            "model": MODEL_TOPIC,
+            "updates": UPDATE_TOPIC,
+            "authentication": KAFKA_SECURITY_PROTOCOL,
+        }
         problems = []
         for detail in error.errors(include_url=False):
             variable = names.get(str(detail["loc"][-1]), BOOTSTRAP_SERVERS)

@@ -458,6 +458,105 @@ class Topics(Document):
         return self
 
 
+class AuthenticationType(StrEnum):
+    """How a process proves to Kafka who it is."""
+
+    NONE = "None"
+    TLS = "Tls"
+    SCRAM_SHA_256 = "ScramSha256"
+    SCRAM_SHA_512 = "ScramSha512"
+    OAUTH_BEARER = "OAuthBearer"
+
+
+_FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+_SCRAM = frozenset({AuthenticationType.SCRAM_SHA_256, AuthenticationType.SCRAM_SHA_512})
+
+
+class Authentication(Document):
+    """How processes reach a secured Kafka. A secret is never in the job: only the file with it.
+
+    Files are read again when they change. Relative paths start from the job file's folder.
+    """
+
+    type: AuthenticationType = AuthenticationType.NONE
+    """None, Tls (a client certificate), ScramSha512 or ScramSha256 (user and password), OAuthBearer
+    (a token)."""
+    tls: bool | None = None
+    """Encrypt the connection and check the broker's certificate and name. Default: yes, but for
+    type None only where caFile is given."""
+    ca_file: _FilePath | None = None
+    """PEM file of the authorities that sign the brokers' certificates (ca.crt of a Strimzi
+    cluster). Default: the system's."""
+    certificate_file: _FilePath | None = None
+    """PEM file of the client's certificate and its chain (user.crt of a Strimzi user)."""
+    key_file: _FilePath | None = None
+    """PEM file of the certificate's private key, not encrypted (user.key). Default: it is in
+    certificateFile."""
+    username: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """User of ScramSha512 and ScramSha256."""
+    password_file: _FilePath | None = None
+    """File with the user's password (password of a Strimzi user). Default: the variable
+    KAFKA_SASL_PASSWORD."""
+    token_file: _FilePath | None = None
+    """File with the token of OAuthBearer, which somebody else keeps fresh."""
+
+    @model_validator(mode="after")
+    def _fitting_fields(self) -> Self:
+        kind = self.type
+        findings = [
+            Finding((field,), f"{value}", allowed, "")
+            for field, value, unfit, allowed in (
+                ("tls", "false", kind is AuthenticationType.TLS and self.tls is False, "true"),
+                (
+                    "caFile",
+                    f'"{self.ca_file}" without TLS',
+                    self.ca_file is not None and self.tls is False,
+                    "a CA where tls is true",
+                ),
+                (
+                    "certificateFile",
+                    f'"{self.certificate_file}" without TLS',
+                    self.certificate_file is not None and not self.encrypted,
+                    "a certificate with type Tls, or with another type over TLS",
+                ),
+                (
+                    "keyFile",
+                    f'"{self.key_file}" without certificateFile',
+                    self.key_file is not None and self.certificate_file is None,
+                    "both of them",
+                ),
+                (
+                    "username",
+                    f'"{self.username}" with type {kind.value}',
+                    self.username is not None and kind not in _SCRAM,
+                    "a user with type ScramSha512 or ScramSha256",
+                ),
+                (
+                    "passwordFile",
+                    f'"{self.password_file}" with type {kind.value}',
+                    self.password_file is not None and kind not in _SCRAM,
+                    "a password with type ScramSha512 or ScramSha256",
+                ),
+                (
+                    "tokenFile",
+                    f'"{self.token_file}" with type {kind.value}',
+                    self.token_file is not None and kind is not AuthenticationType.OAUTH_BEARER,
+                    "a token with type OAuthBearer",
+                ),
+            )
+            if unfit
+        ]
+        _refuse(findings)
+        return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether connections use TLS."""
+        if self.tls is None:
+            return self.type is not AuthenticationType.NONE or self.ca_file is not None
+        return self.tls
+
+
 class Kafka(Document):
     """The log."""
 
@@ -466,6 +565,8 @@ class Kafka(Document):
     ) = None
     """`host:port[,host:port…]`. Default: BOOTSTRAP_SERVERS, else localhost:9094; `fedlog run` uses
     the embedded broker unless --broker or BOOTSTRAP_SERVERS is given."""
+    authentication: Authentication = Authentication()
+    """How processes prove who they are, and whether connections are encrypted."""
     topics: Topics = Topics()
     """The topics of the job."""
 

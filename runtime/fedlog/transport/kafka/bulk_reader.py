@@ -126,9 +126,10 @@ class KafkaBulkReader:
                 answer = self._answer(at, window, deadline)
             except kafka_errors.KafkaError as error:
                 self._leaders.pop(at, None)
-                problem = self._connection.translated(error, f"reading {at.topic}/{at.partition}")
+                what = f"reading {at.topic}/{at.partition}"
+                problem = self._connection.translated(error, what)
                 if not problem.retriable or time.monotonic() > deadline:
-                    raise problem from error
+                    raise self._connection.explained(error, what) from error
                 pause_s = min(_PAUSE_S * 2**failures, _MAX_PAUSE_S)
                 failures += 1
             else:

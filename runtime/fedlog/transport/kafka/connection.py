@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient
@@ -16,9 +17,20 @@ from fedlog.transport.errors import (
     BrokerUnavailableError,
     FencedError,
     RecordTooLargeError,
+    SecurityError,
     TransportError,
     UnknownTopicError,
 )
+from fedlog.transport.kafka import refusals
+from fedlog.transport.kafka.broker_socket import (
+    Address,
+    BrokerSocket,
+    HungUpError,
+    addresses,
+    look,
+)
+from fedlog.transport.kafka.library_client import library_client
+from fedlog.transport.kafka.security import CredentialFiles, Security
 
 T = TypeVar("T")
 
@@ -26,15 +38,26 @@ T = TypeVar("T")
 RECORD_OVERHEAD_BYTES = 4096
 
 _MAX_REQUEST_S = 30.0
+_LOOK_S = 5.0  # how long one broker may take for a step of the first look at it
+_LOOK_PAUSE_S = 0.2
+_HANG_UPS = 3
+_MAX_LOOK_BYTES = 2**24
 
 
 class Connection:
     """Where the brokers are and how long we wait for them; shared by all parts of a transport."""
 
     def __init__(
-        self, bootstrap_servers: str, *, client_id: str, deadline_s: float, max_message_bytes: int
+        self,
+        bootstrap_servers: str,
+        *,
+        security: Security,
+        client_id: str,
+        deadline_s: float,
+        max_message_bytes: int,
     ) -> None:
         self.bootstrap_servers = bootstrap_servers
+        self.credentials = CredentialFiles(security)
         self.client_id = client_id
         self.deadline_s = deadline_s
         self.max_message_bytes = max_message_bytes
@@ -56,10 +79,11 @@ class Connection:
         """What a fetch must be able to take: the largest record, or a full batch of small ones."""
         return max(self.max_message_bytes, 1_000_000) + RECORD_OVERHEAD_BYTES
 
-    def settings(self) -> dict[str, Any]:
-        """What every client of the library gets."""
+    def settings(self, server: Address) -> dict[str, Any]:
+        """What every client of the library gets: nothing secret, it may log them."""
+        host, port = server
         return {
-            "bootstrap_servers": [part.strip() for part in self.bootstrap_servers.split(",")],
+            "bootstrap_servers": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"],
             "client_id": self.client_id,
             "bootstrap_timeout_ms": round(self.deadline_s * 1000),
             "request_timeout_ms": round(self.request_s * 1000),
@@ -69,25 +93,80 @@ class Connection:
         }
 
     def open(self, kind: Callable[..., T], **settings: Any) -> T:
-        """A client of the library, bootstrapped. Raises BrokerUnavailableError.
+        """A client of the library, bootstrapped at a broker that lets us in.
 
-        No client of ours ever makes a broker create a topic: the library's own setting does not
-        reach its metadata requests, so it is set here, on every client, before any is sent.
+        Raises SecurityError, BrokerUnavailableError.
         """
+        server = self.reach()
         opened: list[KafkaNetClient] = []
 
         def client(**configs: Any) -> KafkaNetClient:
-            made = KafkaNetClient(**configs)
-            made.cluster.config["allow_auto_create_topics"] = False
+            made = library_client(self.credentials, **configs)
             opened.append(made)
             return made
 
         try:
-            return kind(**self.settings(), **settings, kafka_client=client)
+            return kind(**self.settings(server), **settings, kafka_client=client)
         except kafka_errors.KafkaError as error:
             for made in opened:
                 made.close()
-            raise self.translated(error, "connecting") from error
+            raise self.explained(error, "connecting") from error
+
+    def reach(self) -> Address:
+        """The first of the servers that answers a request of ours.
+
+        Waits for one until the deadline, but not for one that refuses: that raises SecurityError
+        at once. (The library would try again until its deadline, and then only know that it could
+        not connect.) Raises BrokerUnavailableError.
+        """
+        give_up_at = time.monotonic() + self.deadline_s
+        hang_ups = 0
+        while True:
+            try:
+                return self._look(addresses(self.bootstrap_servers), give_up_at)
+            except HungUpError as error:
+                hang_ups += 1
+                problem: Exception = error
+                if hang_ups == _HANG_UPS:
+                    security = self.credentials.security
+                    raise refusals.hangs_up(self.bootstrap_servers, security) from error
+            except kafka_errors.KafkaError as error:
+                problem = error
+            if time.monotonic() + _LOOK_PAUSE_S > give_up_at:
+                raise self.unavailable(f"connecting: {problem}") from problem
+            time.sleep(_LOOK_PAUSE_S)
+
+    def _look(
+        self, servers: Iterable[Address], give_up_at: float, *, advertised: bool = False
+    ) -> Address:
+        """The first server that answers; `advertised`: and all that it names answer, too.
+
+        Raises what is most worth knowing: SecurityError before HungUpError before KafkaError.
+        """
+        problem: Exception = kafka_errors.KafkaConnectionError("no broker is known")
+        for server in servers:
+            timeout_s = min(_LOOK_S, self.request_s, max(give_up_at - time.monotonic(), 0.1))
+            try:
+                broker = BrokerSocket(
+                    server,
+                    credentials=self.credentials,
+                    client_id=self.client_id,
+                    timeout_s=timeout_s,
+                    max_answer_bytes=_MAX_LOOK_BYTES,
+                )
+                try:
+                    named = look(broker, timeout_s)
+                finally:
+                    broker.close()
+                if advertised:
+                    for each in named:
+                        self._look([each], give_up_at)
+            except (kafka_errors.KafkaError, SecurityError) as error:
+                if _rank(error) >= _rank(problem):
+                    problem = error
+            else:
+                return server
+        raise problem
 
     def call(self, what: str, operation: Callable[[KafkaAdminClient], T]) -> T:
         """Run an operation of the admin client, again while it may succeed, until the deadline."""
@@ -104,7 +183,7 @@ class Connection:
         try:
             return attempts(operation, admin)
         except kafka_errors.KafkaError as error:
-            raise self.translated(error, what) from error
+            raise self.explained(error, what) from error
 
     def api_keys(self) -> frozenset[int]:
         """The requests that the brokers say they know."""
@@ -113,12 +192,29 @@ class Connection:
         )
         return frozenset(versions)
 
+    def explained(self, error: BaseException, what: str) -> TransportError:
+        """`translated`, for an error that is about to be raised: where no broker seems to answer,
+        look whether they refuse us, which the library does not tell.
+        """
+        problem = self.translated(error, what)
+        if isinstance(problem, BrokerUnavailableError):
+            try:
+                give_up_at = time.monotonic() + _LOOK_S
+                self._look(addresses(self.bootstrap_servers), give_up_at, advertised=True)
+            except SecurityError as refusal:
+                return refusal
+            except kafka_errors.KafkaError:
+                return problem
+        return problem
+
     def translated(self, error: BaseException, what: str) -> TransportError:
         """The library's error in our words. `what` we were doing: "sending to a.b"."""
         if isinstance(
             error, kafka_errors.ProducerFencedError | kafka_errors.InvalidProducerEpochError
         ):
             return FencedError(f"{what}: a newer writer of this run has taken over")
+        if isinstance(error, kafka_errors.AuthorizationError):
+            return refusals.not_allowed(error, what, self.credentials.security)
         if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
             return UnknownTopicError(f"{what}: the topic does not exist")
         if isinstance(
@@ -144,6 +240,11 @@ class Connection:
             admin, self._admin = self._admin, None
         if admin is not None:
             admin.close()
+
+
+def _rank(problem: Exception) -> int:
+    """How much a person learns from it."""
+    return 2 if isinstance(problem, SecurityError) else int(isinstance(problem, HungUpError))
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from kafka.record import MemoryRecords
 
 from fedlog.transport.base import Record
 from fedlog.transport.dense import DenseOrder
-from fedlog.transport.errors import UnknownTopicError
+from fedlog.transport.errors import SecurityError, UnknownTopicError
 from fedlog.transport.kafka.broker_socket import (
     BrokerSocket,
     addresses,
@@ -91,6 +91,7 @@ class KafkaReader:
         self._retry_at = 0.0
         self._failures = 0
         self._lost_at = 0.0
+        self._has_worked = False
 
     def __str__(self) -> str:
         return f"{self._at.topic}/{self._at.partition}"
@@ -133,11 +134,12 @@ class KafkaReader:
             answer = self._answer(timeout_s)
         except kafka_errors.OffsetOutOfRangeError:
             self._return_into_range()
-        except kafka_errors.KafkaError as error:
+        except (kafka_errors.KafkaError, SecurityError) as error:
             self._failed(error)
         else:
             if answer is not None:
                 self._failures = 0
+                self._has_worked = True
                 self._accept(answer)
 
     def _answer(self, timeout_s: float) -> Any | None:
@@ -146,6 +148,7 @@ class KafkaReader:
             self._socket, self._brokers = connect_to_leader(
                 self._at,
                 dict.fromkeys([*self._brokers, *addresses(self._connection.bootstrap_servers)]),
+                credentials=self._connection.credentials,
                 client_id=self._connection.client_id,
                 timeout_s=min(max(timeout_s, _LEAST_CONNECT_S), self._connection.request_s),
                 max_answer_bytes=2 * self._connection.largest_fetch_bytes + 2**20,
@@ -201,11 +204,20 @@ class KafkaReader:
         else:  # past the end: it may still grow to there
             self._retry_at = time.monotonic() + _PAUSE_S
 
-    def _failed(self, error: kafka_errors.KafkaError) -> None:
-        """Connect anew after a pause; raise once this has lasted for the deadline."""
+    def _failed(self, error: kafka_errors.KafkaError | SecurityError) -> None:
+        """Connect anew after a pause; raise once this has lasted for the deadline.
+
+        A refusal may pass where we were let in before: certificates, passwords and rights are not
+        replaced everywhere in the same moment.
+        """
         self._disconnect()
-        problem = self._connection.translated(error, f"reading {self}")
-        if not problem.retriable and not isinstance(problem, UnknownTopicError):
+        problem = (
+            error
+            if isinstance(error, SecurityError)
+            else self._connection.translated(error, f"reading {self}")
+        )
+        may_pass = self._has_worked and isinstance(problem, SecurityError)
+        if not problem.retriable and not isinstance(problem, UnknownTopicError) and not may_pass:
             raise problem from error
         now = time.monotonic()
         if self._failures == 0:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
+from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS
+from fedlog.job.loading import JobFile
 from fedlog.transport.base import TopicSpec
 from fedlog.transport.errors import TransportError, UnknownTopicError
 from fedlog.transport.kafka.bulk_reader import KafkaBulkReader
 from fedlog.transport.kafka.connection import Connection
 from fedlog.transport.kafka.reader import KafkaReader
+from fedlog.transport.kafka.security import PLAINTEXT, Security
 from fedlog.transport.kafka.writer import MISSING_TOPIC_S, KafkaWriter
 
 _DELETE_RECORDS = 21
+_NOT_ALLOWED = kafka_errors.TopicAuthorizationFailedError.errno
 _OFFSET_FOR_LEADER_EPOCH = 23
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
@@ -35,20 +40,43 @@ class KafkaTransport:
         replicas: int = 1,
         deadline_s: float = 30.0,
         client_id: str = "fedlog",
+        security: Security = PLAINTEXT,
     ) -> None:
         """`bootstrap_servers`: "host:port[,host:port…]". `max_message_bytes`: the largest value.
 
         `replicas`: replication factor of topics created here. `deadline_s`: how long brokers may
-        stay away before BrokerUnavailableError. Connects when first used.
+        stay away before BrokerUnavailableError. `security`: encryption and identity; a broker that
+        refuses them is a SecurityError at once. Connects when first used.
         """
         self._connection = Connection(
             bootstrap_servers,
+            security=security,
             client_id=client_id,
             deadline_s=deadline_s,
             max_message_bytes=max_message_bytes,
         )
         self._replicas = replicas
         self._opened: set[KafkaReader | KafkaWriter | KafkaBulkReader] = set()
+
+    @classmethod
+    def of(
+        cls,
+        job_file: JobFile,
+        servers: str | None = None,
+        *,
+        environment: Mapping[str, str] = os.environ,
+    ) -> KafkaTransport:
+        """As the job says: message size, replicas, authentication. `servers` beat the job's.
+
+        Raises SecuritySettingsError for what authentication lacks.
+        """
+        spec = job_file.job.spec
+        return cls(
+            servers or spec.kafka.bootstrap_servers or DEFAULT_BOOTSTRAP_SERVERS,
+            max_message_bytes=spec.communication.max_message_bytes,
+            replicas=spec.kafka.topics.replicas,
+            security=Security.of(spec.kafka.authentication, job_file.base, environment),
+        )
 
     @property
     def can_trim(self) -> bool:
@@ -118,6 +146,10 @@ class KafkaTransport:
             answer = self._connection.call(
                 f"asking for {topic}", lambda admin: admin.describe_topics([topic])
             )
+            if answer and answer[0]["error_code"] == _NOT_ALLOWED:
+                raise self._connection.translated(
+                    kafka_errors.TopicAuthorizationFailedError(topic), f"asking for topic {topic}"
+                )
             count = _ready_partitions(answer)
             left_s = deadline - time.monotonic()
             if count is not None or left_s <= 0:

@@ -71,7 +71,7 @@ class KafkaWriter:
                 producer.init_transactions()
             except kafka_errors.KafkaError as error:
                 _close(producer, 0.0)
-                raise connection.translated(error, f"taking over {self._id}") from error
+                raise connection.explained(error, f"taking over {self._id}") from error
         return producer
 
     def send(
@@ -186,7 +186,7 @@ class KafkaWriter:
                     return found
         if self._id is not None and isinstance(error, kafka_errors.IllegalStateError):
             return TransportError(f"{what}: a transactional writer sends inside transaction()")
-        return self._connection.translated(error, what)
+        return self._connection.explained(error, what)
 
 
 class KafkaPending:

@@ -1,0 +1,94 @@
+"""The library's client, with our rules: fresh credentials, bounded handshakes, no new topics.
+
+The library takes user, password and TLS settings once, when a client is made, and logs what it was
+given where its logger is set to debug. Here they never enter a client's settings: each new
+connection gets the credentials of its moment.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import Any
+
+from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport
+
+from fedlog.transport.errors import SecuritySettingsError
+from fedlog.transport.kafka.security import CredentialFiles
+
+_HANDSHAKE_S = 10.0
+
+
+def library_client(credentials: CredentialFiles, **settings: Any) -> KafkaNetClient:
+    """A client that never makes a broker create a topic: the library's own setting does not reach
+    its metadata requests, so it is set here, before any is sent.
+    """
+    net = NetworkSelector(**settings)
+    manager = _Manager(net, credentials, **settings)
+    client = KafkaNetClient(net=net, manager=manager)
+    client.cluster.config["allow_auto_create_topics"] = False
+    return client
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc] # the library has no types
+    """Connections with the credentials of the moment at which they begin."""
+
+    def __init__(self, net: NetworkSelector, credentials: CredentialFiles, **settings: Any) -> None:
+        self._credentials = credentials
+        security = credentials.security
+        super().__init__(
+            net,
+            **settings
+            | {"security_protocol": security.protocol, "sasl_mechanism": security.mechanism},
+        )
+
+    async def _connect(self, node: Any, conn: Any, **details: Any) -> None:
+        try:
+            conn.config.update(self._credentials.current().sasl)
+        except SecuritySettingsError as error:
+            conn.connection_lost(kafka_errors.KafkaConnectionError(str(error)))
+            self.update_backoff(node.node_id)
+            return
+        await super()._connect(node, conn, **details)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        context = self._credentials.current().context
+        if context is None:
+            return await super()._build_transport(node, timeout_at=timeout_at)
+        sock = await create_connection(
+            self._net, node.host, node.port, self.config["socket_options"], timeout_at=timeout_at
+        )
+        transport = _TlsTransport(self._net, sock, host=node.host, ssl_context=context)
+        try:
+            await transport.handshake()
+        except Exception as error:
+            transport.abort(error)
+            raise kafka_errors.KafkaConnectionError(f"TLS handshake: {error}") from error
+        return transport
+
+
+class _TlsTransport(KafkaSSLTransport):  # type: ignore[misc] # the library has no types
+    """The library waits for ever for a handshake, and copies the rest of a write at each record."""
+
+    async def handshake(self) -> None:
+        until = time.monotonic() + _HANDSHAKE_S
+        while True:
+            try:
+                self._sock.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._net.wait_read(self._sock, until)
+            except ssl.SSLWantWriteError:
+                await self._net.wait_write(self._sock, until)
+            else:
+                return
+
+    def write(self, data: Any) -> None:
+        super().write(memoryview(data))
+
+    def writelines(self, list_of_data: Any) -> None:
+        super().writelines([memoryview(data) for data in list_of_data])
