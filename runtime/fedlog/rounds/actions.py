@@ -12,12 +12,13 @@ from fedlog.job.model import TestSet
 @dataclass(frozen=True)
 class WelcomeClient:
     """Tell this incarnation that it is a member. committed: the last round in which its update is
-    accepted or being folded; None when there is none.
+    accepted or being folded; None when there is none. fresh: it has not been one before.
     """
 
     client: str
     incarnation: str
     committed: int | None
+    fresh: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,16 @@ class CommitRound:
     """Make version `round` from these updates (all folded, in this order), journal it, say that
     the round is closed, announce `following` (its base is the new version) in one transaction, and
     answer RoundCommitted.
+
+    unanswered: clients of the cohort that are neither accepted on time nor refused. reupload:
+    clients whose late update has lost its chunks, and may be written again.
     """
 
     round: int
     accepted: tuple[FoldUpdate, ...]
     refused: Mapping[str, str]
+    unanswered: tuple[str, ...]
+    reupload: tuple[str, ...]
     lost: tuple[str, ...]
     selected: int
     wanted: int

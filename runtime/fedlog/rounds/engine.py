@@ -54,9 +54,14 @@ from fedlog.rounds.events import (
 from fedlog.rounds.measuring import Judge, VersionFigures
 from fedlog.rounds.membership import Membership
 from fedlog.rounds.phase import Phase
+from fedlog.rounds.standing import OpenWork, Standing
 
 LATENESS_ROUNDS = 10
 """A late update of an older round than this is refused; the log is kept for so long."""
+
+
+REUPLOADS = 3
+"""So often in a round a client is asked to write an update again whose chunks are gone."""
 
 
 class Work(StrEnum):
@@ -88,6 +93,8 @@ class RoundState:
     accepted: list[FoldUpdate] = field(default_factory=list)
     spare: deque[FoldUpdate] = field(default_factory=deque)
     refused: dict[str, str] = field(default_factory=dict)
+    asked_again: dict[str, int] = field(default_factory=dict)
+    reupload: set[str] = field(default_factory=set)
     retries: int = 0
     cut_asked: bool = False
     cut: int | None = None
@@ -124,6 +131,39 @@ class Engine:
         self._stop_reason: str | None = None
         self._actions: list[Action] = []
 
+    @classmethod
+    def resume(cls, config: RoundsConfig, standing: Standing, now: float) -> Engine:
+        """Go on where another engine stopped, at time `now` (seconds, monotonic).
+
+        The caller then hands in what is on `events` since the version was made, in order.
+        """
+        engine = cls(config, digest=standing.digests[standing.version], now=now)
+        engine.version = standing.version
+        engine.digests = dict(standing.digests)
+        engine.figures = VersionFigures(standing.version, standing.digests[standing.version])
+        engine.judge = Judge.at(config.stop, standing.judgement)
+        engine.last_counted = dict(standing.accepted)
+        engine.participation |= standing.participation
+        engine.late = {update.client: update for update in standing.late}
+        engine.membership.restore(standing.members, now)
+        for client, number in standing.finishing.items():
+            if client in engine.membership.members:
+                engine.membership.members[client].finishing = number
+        engine._asked = {number: set(clients) for number, clients in standing.asked.items()}
+        engine._stop_reason = standing.stop_reason or None
+        if standing.active_s is not None:
+            engine._end_at = now + standing.active_s
+        if standing.outcome is not None:
+            engine.phase = Phase.COMPLETE if standing.outcome == "Complete" else Phase.FAILED
+        elif standing.work is not None:
+            engine._open(standing.work.announce, now, emit=False)
+            if engine.round is not None:
+                engine.round.wanted = standing.work.wanted
+                engine.round.retries = standing.work.retries
+        elif standing.deadline_s is not None:
+            engine._deadline = now + standing.deadline_s
+        return engine
+
     # ---- what others may ask --------------------------------------------------------------------
 
     @property
@@ -133,6 +173,42 @@ class Engine:
     def deadline(self) -> float:
         """When the current phase gives up waiting, on the clock of `step`."""
         return min(self._end_at, self.round.deadline if self.round else self._deadline)
+
+    def active_deadline(self) -> float:
+        """When the run as a whole is given up, on the clock of `step`; inf for never."""
+        return self._end_at
+
+    def open_work(self, now: float) -> OpenWork | None:
+        """What the open phase asks for, for the journal; None while nothing is asked."""
+        current = self.round
+        if current is None or self.phase is Phase.CLOSING:
+            return None
+        training = self.phase is Phase.TRAINING
+        announce = Announce(
+            round=current.number,
+            version=self.version,
+            cohort=tuple(sorted(current.cohort)),
+            training=training,
+            evaluate=current.evaluate,
+            evaluator=current.evaluator,
+            deadline_s=max(0.0, current.deadline - now),
+        )
+        return OpenWork(announce, current.wanted, current.retries)
+
+    def work_of(self, announce: Announce) -> OpenWork:
+        """What `announce` opens."""
+        cohort = len(announce.cohort)
+        return OpenWork(announce, min(self.config.wanted or cohort, cohort))
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the current version is the last one, where it is so before all rounds are done."""
+        return self._stop_reason or ""
+
+    def finishing(self) -> dict[str, int]:
+        """Clients that still train for a closed round, and which."""
+        members = self.membership.members
+        return {c: m.finishing for c, m in members.items() if m.finishing is not None}
 
     def waiting_for(self) -> list[str]:
         """Whose word the current phase waits for."""
@@ -176,7 +252,7 @@ class Engine:
             case UpdateFolded():
                 self._folded(event)
             case UpdateRefused():
-                self._refused(event)
+                self._refused(event, now)
             case CutTaken():
                 if self.round is not None and self.round.cut_asked:
                     self.round.cut = event.end_offset
@@ -204,12 +280,12 @@ class Engine:
         if self.membership.is_former(client, event.incarnation):
             self._emit(Refuse(client, "superseded"))
             return
-        fresh = self.membership.join(client, event.incarnation, now)
+        fresh = self.membership.join(client, event.incarnation, event.offset, now)
         if fresh and self.round and self.round.cohort.get(client) is Work.FAILED:
             self.round.cohort[client] = Work.LEFT  # a new process may succeed
         self._ask_again(client)
         counted = self.last_counted.get(client)
-        self._emit(WelcomeClient(client, event.incarnation, counted))
+        self._emit(WelcomeClient(client, event.incarnation, counted, fresh))
 
     def _see(self, client: str, incarnation: str, now: float) -> None:
         if self.membership.see(client, incarnation, now):
@@ -316,19 +392,39 @@ class Engine:
         if self.round is not None and event.offset in self.round.folding:
             self.round.accepted.append(self.round.folding.pop(event.offset))
 
-    def _refused(self, event: UpdateRefused) -> None:
+    def _refused(self, event: UpdateRefused, now: float) -> None:
         current = self.round
         if current is None or event.offset not in current.folding:
             return
         update = current.folding.pop(event.offset)
         self._uncount(update)
+        self._refuse(update, event.reason)
+        if event.missing and self._ask_for_lost_chunks(update, current, now):
+            return
         current.refused[update.client] = event.reason
         if update.client in current.cohort and update.round == current.number:
             current.cohort[update.client] = Work.REFUSED
-        self._refuse(update, event.reason)
         current.asked_at_change = -1  # somebody else may be asked
         if self.phase is Phase.TRAINING:
             self._fold_spare(current)
+
+    def _ask_for_lost_chunks(self, update: FoldUpdate, current: RoundState, now: float) -> bool:
+        """A client keeps its update until the round is closed: it writes the chunks again."""
+        client = update.client
+        if update.round != current.number:
+            current.reupload.add(client)
+            return False
+        again = current.asked_again.get(client, 0)
+        if (
+            self.phase is not Phase.TRAINING
+            or not self.membership.is_live(client)
+            or again >= REUPLOADS
+        ):
+            return False
+        current.asked_again[client] = again + 1
+        self._ask(current, [client], now)
+        self._fold_spare(current)
+        return True
 
     def _count(self, update: FoldUpdate) -> None:
         self._counted_before[update.offset] = self.last_counted.get(update.client)
@@ -499,10 +595,9 @@ class Engine:
 
     def _open(self, announce: Announce, now: float, *, emit: bool = True) -> None:
         """Open the round that `announce` asks for."""
-        wanted = min(self.config.wanted or len(announce.cohort), len(announce.cohort))
         self.round = RoundState(
             number=announce.round,
-            wanted=wanted,
+            wanted=self.work_of(announce).wanted,
             deadline=now + announce.deadline_s,
             evaluate=announce.evaluate,
             evaluator=announce.evaluator,
@@ -661,12 +756,17 @@ class Engine:
             for client in unfinished:
                 self.membership.members[client].finishing = number
         accepted = {update.client for update in current.accepted}
+        on_time = {update.client for update in current.accepted if update.round == number}
         lost = [c for c, w in current.cohort.items() if w in (Work.LOST, Work.LEFT)]
         late = sum(update.round != number for update in current.accepted)
         self._commit = CommitRound(
             round=number,
             accepted=tuple(current.accepted),
             refused={c: why for c, why in current.refused.items() if c not in accepted},
+            unanswered=tuple(
+                sorted(c for c in current.cohort if c not in on_time and c not in current.refused)
+            ),
+            reupload=tuple(sorted(current.reupload)),
             lost=tuple(sorted(lost)),
             selected=len(current.cohort),
             wanted=current.wanted,

@@ -14,6 +14,7 @@ from fedlog.job.model import TestSet
 class ClientJoined:
     client: str
     incarnation: str
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ class UpdateFolded:
 
 @dataclass(frozen=True)
 class UpdateRefused:
-    """The update at `offset` is not what it claims to be; nothing was added."""
+    """The update at `offset` is not what it claims to be; nothing was added. missing: its chunks
+    are gone, which is not the client's fault.
+    """
 
     offset: int
     reason: str
+    missing: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from fedlog.job.model import Mode, TestSet
 from fedlog.rounds.actions import Figures
 from fedlog.rounds.config import StopRule
+from fedlog.rounds.standing import Judgement
 
 
 @dataclass
@@ -73,6 +75,14 @@ class Judge:
     best_value: float | None = None
     best_version: int | None = None
     without_better: int = 0
+
+    @classmethod
+    def at(cls, rule: StopRule, known: Judgement) -> Self:
+        """As another judge left it."""
+        return cls(rule, known.value, known.version, known.without_better)
+
+    def judgement(self) -> Judgement:
+        return Judgement(self.best_version, self.best_value, self.without_better)
 
     def judge(self, version: int, figures: Figures) -> tuple[bool, str | None]:
         """Whether the version is the best so far, and why to stop, if so."""

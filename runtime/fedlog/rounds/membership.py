@@ -6,9 +6,10 @@ cannot tell a silent client from an unread heartbeat, so counting starts again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 READING_GAP_S = 2.0
 FORMER_REMEMBERED = 16
@@ -22,17 +23,28 @@ class MemberState(StrEnum):
     LEFT = "left"
 
 
-@dataclass
-class Member:
-    """One client's current incarnation; `seen` in seconds of the server's monotonic clock."""
+class Joining(NamedTuple):
+    """One incarnation of a client, and the offset of its `joined` on `events`."""
 
     incarnation: str
+    offset: int
+
+
+@dataclass
+class Member:
+    """One client; `seen` in seconds of the server's monotonic clock."""
+
+    joinings: tuple[Joining, ...]
+    """The current incarnation, which is the last, and those before it: what they still say does
+    not count."""
     seen: float
     state: MemberState = MemberState.LIVE
-    former: tuple[str, ...] = ()
-    """Incarnations before this one: what they still say does not count."""
     finishing: int | None = None
     """The closed round whose training the client still finishes (late updates are folded)."""
+
+    @property
+    def incarnation(self) -> str:
+        return self.joinings[-1].incarnation
 
 
 @dataclass
@@ -51,9 +63,11 @@ class Membership:
     def is_former(self, client: str, incarnation: str) -> bool:
         """Whether another incarnation of the client has taken over from this one."""
         member = self.members.get(client)
-        return member is not None and incarnation in member.former
+        return member is not None and any(
+            incarnation == former.incarnation for former in member.joinings[:-1]
+        )
 
-    def join(self, client: str, incarnation: str, now: float) -> bool:
+    def join(self, client: str, incarnation: str, offset: int, now: float) -> bool:
         """Whether this incarnation is new (else the same one asks again)."""
         known = self.members.get(client)
         if known is not None and known.incarnation == incarnation:
@@ -63,10 +77,17 @@ class Membership:
             return False
         if known is None or known.state is not MemberState.LIVE:
             self.live_count += 1
-        former = () if known is None else (*known.former, known.incarnation)[-FORMER_REMEMBERED:]
-        self.members[client] = Member(incarnation, now, former=former)
+        former = () if known is None else known.joinings[-FORMER_REMEMBERED:]
+        self.members[client] = Member((*former, Joining(incarnation, offset)), now)
         self.changes += 1
         return True
+
+    def restore(self, joinings: Mapping[str, tuple[Joining, ...]], now: float) -> None:
+        """Members of a predecessor's server: as if heard of now, since nobody knows better."""
+        for client, known in joinings.items():
+            self.members[client] = Member(known, now)
+            self.live_count += 1
+            self.changes += 1
 
     def current(self, client: str, incarnation: str) -> Member | None:
         """The member, if this incarnation is its current one."""

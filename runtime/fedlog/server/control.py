@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedlog.server.journal import key_of
 from fedlog.transport.base import Bytes, Pending, Transport, Writer
 from fedlog.transport.topics import TopicNames
 from fedlog.wire import records
@@ -45,9 +46,8 @@ class ControlLog:
             self.work_offset = offsets[-1]
 
     def _journal(self, record: records.JournalRecord, payload: Bytes) -> Pending:
-        key = "head" if isinstance(record, records.Head) else f"round/{record.round}"
         value = records.encode(record, payload)
-        return self._writer.send(self._names.journal, value, key=key.encode())
+        return self._writer.send(self._names.journal, value, key=key_of(record).encode())
 
     def close(self) -> None:
         self._writer.close()

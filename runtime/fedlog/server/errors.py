@@ -1,7 +1,6 @@
 """Errors of the server.
 
 ServerError
-├── RunStartedError    the run's journal says that it was started before
 ├── InitialModelError  the first model could not be made
 └── TerminatedError    SIGTERM or SIGINT: no verdict
 """
@@ -11,10 +10,6 @@ from fedlog.errors import FedlogError
 
 class ServerError(FedlogError):
     """The server cannot go on."""
-
-
-class RunStartedError(ServerError):
-    """A run of this name has been started before."""
 
 
 class InitialModelError(ServerError):

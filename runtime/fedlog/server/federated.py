@@ -17,22 +17,25 @@ from fedlog import exit_codes
 from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS, apply_environment
 from fedlog.job.loading import JobFile, dump
 from fedlog.server.control import ControlLog
-from fedlog.server.errors import InitialModelError, RunStartedError, TerminatedError
+from fedlog.server.errors import InitialModelError, ServerError, TerminatedError
 from fedlog.server.global_model import GlobalModel
+from fedlog.server.journal import Journal, check_same_job, read_journal
 from fedlog.server.reporting import Reporter
-from fedlog.server.session import ServerSession
+from fedlog.server.session import ServerSession, head_every_s
 from fedlog.server.sizes import check_fits_message
 from fedlog.telemetry.http import StatusServer
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder, write_atomically
-from fedlog.transport.base import Record, Transport
+from fedlog.transport.base import Transport
+from fedlog.transport.errors import FencedError, UnknownTopicError
 from fedlog.transport.topics import run_id, topic_names, topic_specs
-from fedlog.wire import records
 
 log = logging.getLogger(__name__)
 
-_JOURNAL_POLL_S = 0.25
-_JOURNAL_TIMEOUT_S = 5.0
+LEASES = 3
+"""A fenced server takes over again when so many heads of the other one are due and none came."""
+_STAND_BY_POLL_S = 0.25
+_MODEL_TIMEOUT_S = 600.0
 _INITIAL_TIMEOUT_S = 900.0
 _CHILD_POLL_S = 0.1
 _CHILD_END_S = 3.0
@@ -83,11 +86,12 @@ class FederatedServer:
         self._asked_to_end = self._asked_to_end or exit_codes.TERMINATED
 
     def run(self) -> Result:
-        """Run the job and return what it came to, Complete or Failed.
+        """Run the job, or go on with it where another server of the run stopped, and return what
+        it came to, Complete or Failed.
 
-        Raises FencedError when another server of this run took over, TerminatedError after SIGTERM
-        or SIGINT, RunStartedError when the run was started before, JobError when a round's records
-        would not fit into a message, and TransportError when the broker stays away.
+        Raises FencedError when another server of this run took over and ended it, TerminatedError
+        after SIGTERM or SIGINT, JobError when the run was started with another job or a round's
+        records would not fit into a message, and TransportError when the broker stays away.
         """
         with ExitStack() as stack:
             stack.enter_context(self._signals())
@@ -95,24 +99,48 @@ class FederatedServer:
             if transport is None:
                 transport = self._connect()
                 stack.callback(transport.close)
-            # A server that is started by mistake must not fence the one that is at work.
-            if transport.partitions(self._names.journal) is not None:
-                self._refuse_second_start(transport)
+            while True:
+                try:
+                    return self._serve(transport)
+                except FencedError as error:
+                    log.error("fenced: another server of %s has taken over (%s)", self._run, error)
+                self._stand_by(transport)
+
+    def _serve(self, transport: Transport) -> Result:
+        """Be the run's server, from the beginning or from where its journal stands."""
+        with ExitStack() as stack:
+            # A server with another job must not fence the one that is at work.
+            journal = self._read_journal(transport)
             # What can be wrong with the job leaves no topic behind.
-            model = self._first_model()
-            check_fits_message(self._job, model.size_bytes)
+            model = None
+            if journal.head is None:
+                model = self._first_model()
+                check_fits_message(self._job, model.size_bytes)
             self._check_asked_to_end()
             control = ControlLog(transport, self._names, self._run)
             stack.callback(control.close)
             created = set(transport.create_topics(topic_specs(self._job, self._names)))
             if self._names.journal not in created:
                 # Now that a predecessor is fenced, nothing comes after what is read here.
-                self._refuse_second_start(transport)
-            folder = self._folder()
+                journal = self._read_journal(transport)
+                created |= self._created_before(journal)
+            if journal.head is not None:
+                model = GlobalModel.read(
+                    transport,
+                    journal.head.model,
+                    journal.payload,
+                    version=journal.head.version,
+                    chunk_bytes=self._job.spec.communication.max_message_bytes,
+                    timeout_s=_MODEL_TIMEOUT_S,
+                )
+            if model is None:
+                raise ServerError(f"the journal of {self._run} has lost its head")
+            check_fits_message(self._job, model.size_bytes)
+            folder = self._folder(resumed=journal.head is not None)
             reporter = Reporter(self._job, self._run, folder)
             stack.callback(reporter.close)
             session = ServerSession(
-                self._job, self._run, transport, control, created, folder, model, reporter
+                self._job, self._run, transport, control, created, folder, model, reporter, journal
             )
             stack.callback(session.close)
             status = stack.enter_context(
@@ -134,6 +162,32 @@ class FederatedServer:
 
             return session.federate(turn)
 
+    def _stand_by(self, transport: Transport) -> None:
+        """Return once the server that took over has been silent for a lease.
+
+        Raises FencedError when the run ends meanwhile: the verdict is the other one's.
+        """
+        lease_s = LEASES * head_every_s(self._job)
+        log.info("standing by; taking over after %g s without a word from it", lease_s)
+        with ExitStack() as stack:
+            try:
+                journal = self._read_journal(transport)
+                reader = transport.reader(self._names.journal, start=journal.end, committed=True)
+                stack.callback(reader.close)
+                deadline = time.monotonic() + lease_s
+                while time.monotonic() < deadline:
+                    self._check_asked_to_end()
+                    if journal.head is not None and journal.head.outcome is not None:
+                        raise FencedError(
+                            f"another server of {self._run} has ended the run: "
+                            f"{journal.head.outcome}, {journal.head.reason}"
+                        )
+                    for record in reader.poll(_STAND_BY_POLL_S):
+                        journal.take(record)
+                        deadline = time.monotonic() + lease_s
+            except UnknownTopicError as error:  # its topics are deleted
+                raise FencedError(f"another server of {self._run} has ended the run") from error
+
     def _connect(self) -> Transport:
         from fedlog.transport.kafka import KafkaTransport
 
@@ -145,30 +199,22 @@ class FederatedServer:
             replicas=self._job.spec.kafka.topics.replicas,
         )
 
-    def _refuse_second_start(self, transport: Transport) -> None:
-        for record in self._read_journal(transport):
-            found, _ = records.decode(record.value)
-            if isinstance(found, records.Head) and found.run == self._run:
-                raise RunStartedError(
-                    f"the run {self._run} was started before (its journal names version "
-                    f"{found.version}): start a new one with --run NAME, for the server and "
-                    "the clients alike"
-                )
+    def _read_journal(self, transport: Transport) -> Journal:
+        """The run's journal. Raises JobError where it is that of another job."""
+        journal = read_journal(transport, self._names.journal, self._run)
+        if journal.started is not None:
+            check_same_job(journal.started, self._job)
+        return journal
 
-    def _read_journal(self, transport: Transport) -> Iterator[Record]:
-        """What is committed on the journal, to its end."""
-        reader = transport.reader(self._names.journal, start=0, committed=True)
-        try:
-            end = reader.end_offset()
-            yield from reader.poll(_JOURNAL_POLL_S)
-            # The end of a transaction takes an offset that no reader gets to see: time ends this.
-            deadline = time.monotonic() + _JOURNAL_TIMEOUT_S
-            while reader.position < end and time.monotonic() < deadline:
-                yield from reader.poll(_JOURNAL_POLL_S)
-        finally:
-            reader.close()
+    def _created_before(self, journal: Journal) -> set[str]:
+        """The topics that a predecessor created, as far as is known."""
+        if journal.head is not None:
+            return set(journal.head.created_topics)
+        # It ended before it wrote their names. Those that bear the run's name are nobody else's.
+        names = {spec.name for spec in topic_specs(self._job, self._names)}
+        return {name for name in names if name.startswith(f"{self._run}.")}
 
-    def _folder(self) -> RunFolder:
+    def _folder(self, *, resumed: bool) -> RunFolder:
         output = self._output
         if output is None and self._job.spec.output.path is not None:
             output = self._job_file.base / self._job.spec.output.path
@@ -176,7 +222,7 @@ class FederatedServer:
             folder = RunFolder.create(Path("runs").absolute(), self._job.metadata.name)
         else:
             folder = RunFolder(output)
-            folder.clear()
+            folder.resume() if resumed else folder.clear()
         if folder.job.resolve() != self._job_file.path.resolve():
             folder.write_job(dump(self._job_file))
         log.info("run folder: %s", folder.path)

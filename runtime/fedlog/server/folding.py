@@ -20,11 +20,11 @@ from fedlog.rounds.actions import FoldUpdate
 from fedlog.rounds.events import UpdateFolded, UpdateRefused
 from fedlog.transport.base import BulkReader, Transport
 from fedlog.transport.bulk import download
-from fedlog.transport.errors import TransportError
+from fedlog.transport.errors import BulkMissingError, TransportError
 from fedlog.wire import records
 from fedlog.wire.errors import WireError
 from fedlog.wire.limits import Limits
-from fedlog.wire.tensors import decode
+from fedlog.wire.updates import decode_update
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,9 @@ class Folder:
         except LearningError as error:
             log.warning("%s: update refused: %s", job.update.client, error)
             return UpdateRefused(offset, f"unfit: {error}"[:300])
+        except BulkMissingError as error:
+            log.warning("%s: chunks of the update are gone: %s", job.update.client, error)
+            return UpdateRefused(offset, f"missing: {error}"[:300], missing=True)
         except TransportError as error:
             log.warning("%s: update cannot be read: %s", job.update.client, error)
             return UpdateRefused(offset, f"unreadable: {error}"[:300])
@@ -143,5 +146,7 @@ class Folder:
             into=None if bulk.inline else self._buffer,
             timeout_s=_READ_TIMEOUT_S,
         )
-        delta = decode(payload, self._limits)
-        self._fold(Update(job.update.client, delta, job.update.examples))
+        update = job.update
+        self._fold(
+            decode_update(payload, self._limits, client=update.client, examples=update.examples)
+        )

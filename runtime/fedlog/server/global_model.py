@@ -8,7 +8,9 @@ import numpy as np
 
 from fedlog.learning.weights import Array
 from fedlog.telemetry.run_folder import replacing
-from fedlog.wire.bulk import raw_digest
+from fedlog.transport.base import Bytes, Transport
+from fedlog.transport.bulk import download
+from fedlog.wire.bulk import BulkManifest, raw_digest
 from fedlog.wire.limits import Limits
 from fedlog.wire.tensors import decode
 
@@ -18,12 +20,12 @@ class GlobalModel:
     made in place, and published and saved without a copy.
     """
 
-    def __init__(self, payload: bytearray, limits: Limits) -> None:
+    def __init__(self, payload: bytearray, limits: Limits, *, version: int = 0) -> None:
         """`payload`: tensors as `fedlog.wire.tensors` writes them; owned by this object from now
         on. Raises WireError.
         """
         self.payload = payload
-        self.version = 0
+        self.version = version
         self.weights: dict[str, Array] = {}
         whole = np.frombuffer(payload, dtype=np.uint8)
         start = whole.ctypes.data
@@ -38,6 +40,34 @@ class GlobalModel:
         with path.open("rb") as file:
             file.readinto(payload)
         return cls(payload, Limits.for_model(len(payload)))
+
+    @classmethod
+    def read(
+        cls,
+        transport: Transport,
+        manifest: BulkManifest,
+        inline: Bytes,
+        *,
+        version: int,
+        chunk_bytes: int,
+        timeout_s: float,
+    ) -> GlobalModel:
+        """A version from the log. Raises WireError and TransportError."""
+        payload = bytearray(manifest.size)
+        reader = None if manifest.inline else transport.bulk_reader(chunk_bytes)
+        try:
+            download(
+                reader,
+                manifest,
+                inline,
+                limits=Limits.for_model(manifest.size),
+                into=payload,
+                timeout_s=timeout_s,
+            ).release()
+        finally:
+            if reader is not None:
+                reader.close()
+        return cls(payload, Limits.for_model(manifest.size), version=version)
 
     @property
     def size_bytes(self) -> int:

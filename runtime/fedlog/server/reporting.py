@@ -163,9 +163,8 @@ class Reporter:
         """A round is on the journal."""
         self._bytes_up += report.bytes_up
         self._put(report)
-        self.message = (
-            f"round {report.round}: {report.accepted} of {report.selected} updates"
-            + (", below the quorum" if below_quorum else "")
+        self.message = f"round {report.round}: {report.accepted} of {report.selected} updates" + (
+            ", below the quorum" if below_quorum else ""
         )
 
     def measured(self, measured: Measured, *, kept_as: str | None) -> None:
@@ -354,9 +353,7 @@ def reports_of(journal: Journal) -> Iterator[RoundReport]:
         yield _measured(previous, {} if journal.head is None else journal.head.measured)
 
 
-def _measured(
-    report: RoundReport, measured: Mapping[TestSetName, VersionMeasured]
-) -> RoundReport:
+def _measured(report: RoundReport, measured: Mapping[TestSetName, VersionMeasured]) -> RoundReport:
     return report.model_copy(
         update={
             "evaluations": {

@@ -54,6 +54,21 @@ class BulkTopic:
         if self.current not in self.created:  # somebody else's may have another number
             self._partitions = self.transport.partitions(self.current) or self._partitions
 
+    def resume(self, version: int) -> None:
+        """Go on with the generation that a predecessor used last; `version` is the current one."""
+        prefix = f"{self.spec.name}."
+        numbers = [
+            int(name.removeprefix(prefix))
+            for name in self.created
+            if name.startswith(prefix) and name.removeprefix(prefix).isdecimal()
+        ]
+        if not numbers:
+            return
+        self._number = max(numbers)
+        names = [self.spec.name, *(f"{prefix}{number}" for number in sorted(numbers))]
+        self.current = names.pop()
+        self._old = [_Generation(name, version) for name in names if name in self.created]
+
     def takes(self, manifest: BulkManifest) -> bool:
         """Whether what it names lies in a live generation, in a partition that there is."""
         live = {self.current, *(generation.topic for generation in self._old)}

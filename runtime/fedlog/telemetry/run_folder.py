@@ -108,19 +108,36 @@ class RunFolder:
         """File of one kept version; the names sort by version."""
         return self.checkpoints / f"version-{version:06d}.safetensors"
 
+    @property
+    def best_model(self) -> Path:
+        """The version with the best value, where output.keepBest asks for it."""
+        return self.checkpoints / "best.safetensors"
+
     def clear(self) -> None:
         """Make the folder where there is none; remove what a former run left in it, but its logs
         and its job, which is written anew. Files of other names stay. Raises RunFolderError.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            kept = [self.checkpoints / "best.safetensors"]
+            kept = [self.best_model]
             kept += self.checkpoints.glob("version-*.safetensors")
             for path in (
                 *(self.metrics, self.result, self.report, self.model, self.keras_model),
                 *kept,
             ):
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be made ready for a run: {error.strerror or error}"
+            ) from error
+
+    def resume(self) -> None:
+        """Make the folder ready for the rest of a run. What the log does not have stays; the
+        metrics are written again from it. Raises RunFolderError.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.metrics.unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(
                 f"{self.path} cannot be made ready for a run: {error.strerror or error}"

@@ -25,7 +25,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from fedlog.wire.bulk import BulkManifest, Bytes, Digest, Offset, Partition, TopicName
+from fedlog.wire.bulk import (
+    DIGEST_BYTES,
+    INLINE_BYTES,
+    BulkManifest,
+    Bytes,
+    Digest,
+    Offset,
+    Partition,
+    TopicName,
+    largest_encoded,
+)
 from fedlog.wire.errors import LimitExceededError, UnsupportedVersionError, WireError
 
 MAGIC = b"FLR1"
@@ -245,18 +255,21 @@ class Started(SmallRecord):
 
 
 class MemberOf(SmallRecord):
-    """Key `client/ID`: the incarnation that was welcomed last, and those that it took over from;
-    written with the welcome.
+    """Key `client/ID`: the incarnations of a client, each with the offset of its `joined` on
+    events. The last is the current one; written with its welcome.
     """
 
     type: Literal["member"] = "member"
     client: ClientId
-    incarnation: Incarnation
-    former: Annotated[tuple[Incarnation, ...], Field(max_length=64)] = ()
+    incarnations: Annotated[
+        tuple[tuple[Incarnation, Offset], ...], Field(min_length=1, max_length=64)
+    ]
 
 
 class Work(BaseModel):
-    """What the open phase asks for: everybody who was asked so far, and how often in a row."""
+    """What the open phase asks for: everybody who was asked so far, how many updates are wanted,
+    and how often in a row it was announced again.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -265,6 +278,7 @@ class Work(BaseModel):
     training: bool
     evaluate: bool
     evaluator: bool
+    wanted: Annotated[int, Field(ge=0, le=1_000_000)]
     retries: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
 
@@ -278,13 +292,23 @@ class Judged(BaseModel):
     without_better: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
 
+class VersionMeasured(BaseModel):
+    """Means over `examples` test examples of `clients` clients, weighted by examples."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    clients: Annotated[int, Field(ge=0)]
+    examples: Annotated[int, Field(ge=0)]
+    metrics: Metrics
+
+
 class Head(SmallRecord):
     """Key `head`: where the run stands; all that a restarted server needs besides the log.
 
     events_offset: `events` below it is in the version or can never be; a new server reads from
     there. late: updates that wait for the next version. finishing: clients that still train for a
     closed round. deadline_s: what is left of the phase's deadline; active_s: of the whole run's.
-    state: the strategy's, where it has one. outcome, cause and reason: once the run has ended.
+    outcome, cause, reason and the last version's measured: once the run has ended.
     """
 
     type: Literal["head"] = "head"
@@ -300,20 +324,11 @@ class Head(SmallRecord):
     judged: Judged = Judged()
     deadline_s: Seconds | None = None
     active_s: Seconds | None = None
+    measured: dict[Literal["HeldOut", "Clients"], VersionMeasured] = {}
     stop_reason: Reason = ""
     outcome: Literal["Complete", "Failed"] | None = None
     cause: Annotated[str, Field(max_length=63)] = ""
     reason: Reason = ""
-
-
-class VersionMeasured(BaseModel):
-    """Means over `examples` test examples of `clients` clients, weighted by examples."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-
-    clients: Annotated[int, Field(ge=0)]
-    examples: Annotated[int, Field(ge=0)]
-    metrics: Metrics
 
 
 class Committed(SmallRecord):
@@ -366,7 +381,7 @@ def encode(record: AnyRecord, payload: Bytes = b"") -> bytes:
 def decode(value: bytes) -> tuple[AnyRecord, memoryview]:
     """The record and its payload (a view into `value`). Raises WireError; believes nothing.
 
-    An inline chunk is not checked against its manifest here; reading the payload does that.
+    An inline chunk is within its bound; it is checked against its manifest by who reads it.
     """
     if len(value) < _PREFIX.size:
         raise WireError(f"a record of {len(value)} bytes is shorter than its prefix")
@@ -385,6 +400,7 @@ def decode(value: bytes) -> tuple[AnyRecord, memoryview]:
         raise WireError(f"header: {_describe(error)}") from None
     payload = memoryview(value)[end:]
     _check_payload(record, payload)
+    _check_claims(record, payload)
     return record, payload
 
 
@@ -393,7 +409,7 @@ def _check_header_size(size: int) -> None:
         raise LimitExceededError(f"a header of {size} bytes; {MAX_HEADER_BYTES} are allowed")
 
 
-def _check_payload(record: AnyRecord, payload: memoryview) -> None:
+def _manifest(record: AnyRecord) -> BulkManifest | None:
     match record:
         case (
             Updated(bulk=manifest)
@@ -401,9 +417,34 @@ def _check_payload(record: AnyRecord, payload: memoryview) -> None:
             | Head(model=manifest)
             | Started(model=manifest)
         ):
-            expected = manifest.inline
-        case _:
-            expected = False
+            return manifest
+    return None
+
+
+def _check_claims(record: AnyRecord, payload: memoryview) -> None:
+    """What would let a record that is kept for a while take much more memory than it says."""
+    manifest = _manifest(record)
+    if manifest is None:
+        return
+    if manifest.inline and (
+        manifest.size > INLINE_BYTES or len(payload) > largest_encoded(INLINE_BYTES)
+    ):
+        raise LimitExceededError(
+            f"{record.type}: {max(manifest.size, len(payload))} bytes inside a record; "
+            f"{INLINE_BYTES} are allowed"
+        )
+    count = manifest.chunk_count
+    digest_characters = -(-count * DIGEST_BYTES // 3) * 4
+    if len(manifest.runs) > count or len(manifest.digests) != digest_characters:
+        raise WireError(
+            f"{record.type}: a manifest of {count} chunks has {len(manifest.runs)} runs and "
+            f"{len(manifest.digests)} characters of digests"
+        )
+
+
+def _check_payload(record: AnyRecord, payload: memoryview) -> None:
+    manifest = _manifest(record)
+    expected = manifest is not None and manifest.inline
     if expected and not payload:
         raise WireError(f"{record.type}: the manifest is inline, but there is no payload")
     if payload and not expected:

@@ -428,7 +428,7 @@ def _event_of(record: records.EventRecord, offset: int) -> happened.Event:
     client, incarnation = record.client, record.incarnation
     match record:
         case records.Joined():
-            return happened.ClientJoined(client, incarnation)
+            return happened.ClientJoined(client, incarnation, offset)
         case records.Left():
             return happened.ClientLeft(client, incarnation)
         case records.Failed():

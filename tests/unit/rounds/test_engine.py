@@ -69,7 +69,7 @@ class Bench:
     def join(self, *clients: str, incarnation: int = 1) -> None:
         for client in clients:
             self.offset += 1
-            self.step(happened.ClientJoined(client, f"{client}#{incarnation}"))
+            self.step(happened.ClientJoined(client, f"{client}#{incarnation}", 0))
 
     def update(
         self, client: str, round_: int, base: str | None = None, *, incarnation: int = 1
@@ -643,7 +643,7 @@ def test_late_update_of_a_client_that_was_not_asked_does_not_count() -> None:
 def test_round_that_cannot_be_committed_counts_for_nobody() -> None:
     engine = Engine(BASIC, digest="v0", now=0.0)
     for client in (A, B, C):
-        engine.step(happened.ClientJoined(client, "x"), 0.0)
+        engine.step(happened.ClientJoined(client, "x", 0), 0.0)
     for offset, client in enumerate((A, B, C)):
         engine.step(happened.UpdateArrived(client, "x", offset, 1, "v0", 1), 0.0)
         engine.step(happened.UpdateFolded(offset), 0.0)

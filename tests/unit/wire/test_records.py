@@ -130,7 +130,7 @@ RECORDS: dict[str, AnyRecord] = {
             report={"seconds": 1.5},
         ),
         Started(run=RUN, digest=DIGEST, model=ON_THE_LOG, job="{}"),
-        MemberOf(run=RUN, client="site-a/0", incarnation="0" * 16, former=("1" * 16,)),
+        MemberOf(run=RUN, client="site-a/0", incarnations=(("1" * 16, 3), ("0" * 16, 7))),
     )
 }
 
