@@ -7,12 +7,79 @@ import subprocess
 import tempfile
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedlog.transport.broker_process import BrokerProcess, free_port
 from fedlog.transport.errors import BrokerUnavailableError
 
 _FORMAT_S = 60.0
+
+
+_OAUTH = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
+_SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
+
+
+@dataclass(frozen=True)
+class SecuredListeners:
+    """Listeners beside the plain one, on `host`, with rights that only ACLs give.
+
+    The plain one stays, on loopback; who comes by it may do everything, and grants the rights.
+
+    key_store: PEM file with the broker's key and certificate. trust_store: PEM file of the CA of
+    clients' certificates. users: name -> password, for SCRAM-SHA-512 and SCRAM-SHA-256.
+    oauth: also take unsecured tokens (OAUTHBEARER), which prove nothing: for tests alone.
+    session_ms: how long a SASL session lasts before a client must authenticate again.
+    """
+
+    key_store: Path
+    trust_store: Path
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    host: str = "localhost"
+    oauth: bool = False
+    session_ms: int | None = None
+    tls_port: int = field(default_factory=free_port)
+    """SSL; asks for a client certificate."""
+    sasl_port: int = field(default_factory=free_port)
+    """SASL_SSL."""
+    sasl_plain_port: int = field(default_factory=free_port)
+    """SASL_PLAINTEXT."""
+
+    def ports(self) -> dict[str, int]:
+        """Listener and protocol -> port."""
+        return {
+            "SSL": self.tls_port,
+            "SASL_SSL": self.sasl_port,
+            "SASL_PLAINTEXT": self.sasl_plain_port,
+        }
+
+    def properties(self) -> dict[str, str]:
+        """Everything but the addresses of the listeners."""
+        mechanisms = ["SCRAM-SHA-512", "SCRAM-SHA-256", *(["OAUTHBEARER"] if self.oauth else [])]
+        settings = {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.key_store),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.trust_store),
+            "listener.name.ssl.ssl.client.auth": "required",
+            "sasl.enabled.mechanisms": ",".join(mechanisms),
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+            "allow.everyone.if.no.acl.found": "false",
+        }
+        if self.session_ms is not None:
+            settings["connections.max.reauth.ms"] = str(self.session_ms)
+        for listener in ("sasl_ssl", "sasl_plaintext"):
+            for mechanism in mechanisms:
+                module = (
+                    f'{_OAUTH} required unsecuredLoginStringClaim_sub="broker";'
+                    if mechanism == "OAUTHBEARER"
+                    else f"{_SCRAM} required;"
+                )
+                key = f"listener.name.{listener}.{mechanism.lower()}.sasl.jaas.config"
+                settings[key] = module
+        return settings
 
 
 class ApacheKafka(BrokerProcess):
@@ -26,13 +93,16 @@ class ApacheKafka(BrokerProcess):
         port: int | None = None,
         heap_mb: int = 512,
         start_s: float = 120.0,
+        secured: SecuredListeners | None = None,
     ) -> None:
         """`jars`: folder with the jars of kafka and kafka-tools. `data_dir`: None takes a
         temporary folder, removed by `__exit__`. `start_s`: how long it may take to answer.
+        `secured`: listeners beside the plain one.
         """
         super().__init__("Apache Kafka", port=port or free_port(), start_s=start_s)
         self._jars = jars
         self._heap_mb = heap_mb
+        self.secured = secured
         self._controller_port = free_port()
         self._temporary = (
             tempfile.TemporaryDirectory(prefix="fedlog-kafka-") if data_dir is None else None
@@ -67,15 +137,23 @@ class ApacheKafka(BrokerProcess):
     def _properties(self) -> str:
         """Settings of a node that is alone: every internal topic has one replica."""
         host = "127.0.0.1"
+        ports = {} if self.secured is None else self.secured.ports()
+        own = f"PLAINTEXT://{host}:{self.port}"
+        listeners = [own, f"CONTROLLER://{host}:{self._controller_port}"]
+        listeners += [f"{name}://{host}:{port}" for name, port in ports.items()]
+        advertised = [own]
+        if self.secured is not None:
+            advertised += [f"{name}://{self.secured.host}:{port}" for name, port in ports.items()]
+        protocols = ["CONTROLLER:PLAINTEXT", *(f"{each}:{each}" for each in ["PLAINTEXT", *ports])]
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.bootstrap.servers": f"{host}:{self._controller_port}",
-            "listeners": f"PLAINTEXT://{host}:{self.port},CONTROLLER://{host}:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{host}:{self.port}",
+            "listeners": ",".join(listeners),
+            "advertised.listeners": ",".join(advertised),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "listener.security.protocol.map": ",".join(protocols),
             "log.dirs": str(self.data_dir / "log"),
             "offsets.topic.replication.factor": "1",
             "transaction.state.log.replication.factor": "1",
@@ -84,6 +162,8 @@ class ApacheKafka(BrokerProcess):
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
         }
+        if self.secured is not None:
+            settings |= self.secured.properties()
         return "".join(f"{key}={value}\n" for key, value in settings.items())
 
     def _format(self, java: str, properties: Path) -> None:
@@ -96,6 +176,13 @@ class ApacheKafka(BrokerProcess):
                 "--standalone",
                 f"--cluster-id={cluster}",
                 f"--config={properties}",
+                *(
+                    f"--add-scram={mechanism}=[name={name},password={password}]"
+                    for name, password in (
+                        {} if self.secured is None else self.secured.users
+                    ).items()
+                    for mechanism in ("SCRAM-SHA-512", "SCRAM-SHA-256")
+                ),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
