@@ -35,7 +35,6 @@ from fedlog.client.session import (
 )
 from fedlog.client.trainer import Trained, Trainer
 from fedlog.errors import FedlogError
-from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS
 from fedlog.job.errors import JobError, Problem
 from fedlog.job.loading import JobFile
 from fedlog.job.model import EVALUATOR_GROUP, Compression, Spec
@@ -45,7 +44,7 @@ from fedlog.tasks.errors import TaskError
 from fedlog.telemetry.logs import log_fields
 from fedlog.transport.base import BulkReader, Pending, Reader, Record, Transport, Writer
 from fedlog.transport.bulk import download, upload
-from fedlog.transport.errors import TransportError
+from fedlog.transport.errors import SecurityError, TransportError
 from fedlog.transport.pace import WAIT_S, Pace
 from fedlog.transport.topics import run_id, topic_names
 from fedlog.wire import records, tensors
@@ -180,6 +179,9 @@ class Worker:
             try:
                 transport = self._given_transport or self._connect()
                 return self._take_part(transport)
+            except SecurityError as error:
+                logger.error("%s", error)
+                return error.exit_code
             except TransportError as error:
                 logger.error("%s", error)
                 return exit_codes.UNAVAILABLE
@@ -193,12 +195,7 @@ class Worker:
     def _connect(self) -> Transport:
         from fedlog.transport.kafka import KafkaTransport
 
-        return KafkaTransport(
-            self._bootstrap_servers
-            or self._spec.kafka.bootstrap_servers
-            or DEFAULT_BOOTSTRAP_SERVERS,
-            max_message_bytes=self._spec.communication.max_message_bytes,
-        )
+        return KafkaTransport.of(self._job_file, self._bootstrap_servers)
 
     def _take_part(self, transport: Transport) -> int:
         self._transport = transport
@@ -418,6 +415,8 @@ class Worker:
                 self._versions.close()
         except TaskError as error:
             self.stop(exit_codes.TASK, str(error))
+        except SecurityError as error:
+            self.stop(error.exit_code, str(error))
         except TransportError as error:
             self.stop(exit_codes.UNAVAILABLE, str(error))
         except Exception as error:
@@ -458,6 +457,8 @@ class Worker:
         except TaskError as error:
             self._failed(job, str(error), permanent=True)
         except FedlogError as error:
+            if isinstance(error, SecurityError):
+                raise  # no other client of this process is let in, either
             if isinstance(error, TransportError) and (error.retriable or job.committing):
                 raise
             self._failed(job, str(error))

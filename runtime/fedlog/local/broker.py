@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedlog.job.loading import JobFile
 from fedlog.transport.broker_process import BrokerProcess, answers, free_port
 from fedlog.transport.embedded import EmbeddedBroker
 from fedlog.transport.errors import BrokerUnavailableError
@@ -54,20 +55,28 @@ def broker_for(address: str | None, *, keep: bool, log: Path) -> Iterator[Runnin
             yield RunningBroker(broker.bootstrap_servers, broker)
 
 
-def check_answers(address: str) -> None:
-    """Raise BrokerUnavailableError unless one of the servers speaks Kafka's protocol."""
+def check_answers(address: str, job_file: JobFile) -> None:
+    """Raise BrokerUnavailableError unless one of the servers speaks Kafka's protocol, and
+    SecurityError where it refuses what the job says of authentication.
+    """
     for server in address.split(","):
         host, colon, port = server.strip().rpartition(":")
         if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise BrokerUnavailableError(
                 f"{server.strip()!r} is not a broker's address: HOST:PORT is, several with commas"
             )
-        if answers(host.strip("[]"), int(port)):
-            return
-    raise BrokerUnavailableError(
-        f"no Kafka broker answers at {address}: start one there (`fedlog broker`), correct "
-        "--broker or BOOTSTRAP_SERVERS, or leave both out to use the embedded broker"
-    )
+    from fedlog.transport.kafka import KafkaTransport
+
+    transport = KafkaTransport.of(job_file, address)
+    try:
+        transport.check()
+    except BrokerUnavailableError as error:
+        raise BrokerUnavailableError(
+            f"no Kafka broker answers at {address}: start one there (`fedlog broker`), correct "
+            "--broker or BOOTSTRAP_SERVERS, or leave both out to use the embedded broker"
+        ) from error
+    finally:
+        transport.close()
 
 
 def _start_kept(log: Path) -> RunningBroker:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedlog import exit_codes
+from fedlog.job.environment import AUTHENTICATION_VARIABLES
 from fedlog.job.loading import JobFile
 from fedlog.job.model import EVALUATOR_GROUP
 from fedlog.local.broker import RunningBroker
@@ -23,7 +24,7 @@ _TASK_S = 900.0
 """Longest time for making the first model or saving the last: a task may load much for it."""
 
 
-_HEARD_ALREADY = frozenset(
+_HEARD_ALREADY = AUTHENTICATION_VARIABLES | frozenset(
     (
         "BOOTSTRAP_SERVERS",
         "CLIENT_ID",

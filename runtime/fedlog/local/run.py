@@ -24,7 +24,7 @@ from fedlog.local.errors import TaskProcessError
 from fedlog.local.federation import Federation, all_clients, cores
 from fedlog.local.memory import check_fits
 from fedlog.local.placement import place
-from fedlog.local.substitution import substitutions, with_data
+from fedlog.local.substitution import substitutions, with_data, without_authentication
 from fedlog.telemetry.progress import Progress
 from fedlog.telemetry.report import write_report
 from fedlog.telemetry.result import Result
@@ -65,9 +65,10 @@ def run(
     run itself could not start or go on; nothing that was started is left behind in any case.
     """
     given = dict(data or {})
-    job_file = with_data(_read(job, overrides), given)
+    asked = with_data(_read(job, overrides), given)
+    job_file = asked if broker is not None else without_authentication(asked)
     if broker is not None:
-        check_answers(broker)
+        check_answers(broker, job_file)
     placed = place(all_clients(job_file), cores=cores(), workers=workers, isolate=isolate)
     with ExitStack() as stack:
         stack.enter_context(_sigterm_unwinds())
@@ -75,7 +76,7 @@ def run(
         folder.write_job(dump(job_file))
         display = stack.enter_context(Progress(quiet=quiet))
         display.say(f"run folder: {_as_seen_from_here(folder.path)}")
-        for line in substitutions(job_file.job, given, embedded_broker=broker is None):
+        for line in substitutions(asked.job, given, embedded_broker=broker is None):
             display.say(line)
 
         federation = Federation(job_file, folder, placed, log_level=log_level)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedlog.job.errors import JobError, Problem
 from fedlog.job.loading import JobFile
-from fedlog.job.model import EVALUATOR_GROUP, ClientData, FederatedJob
+from fedlog.job.model import EVALUATOR_GROUP, Authentication, ClientData, FederatedJob
 
 
 def with_data(job_file: JobFile, data: Mapping[str, str | Path]) -> JobFile:
@@ -47,6 +47,14 @@ def with_data(job_file: JobFile, data: Mapping[str, str | Path]) -> JobFile:
     return replace(job_file, job=job)
 
 
+def without_authentication(job_file: JobFile) -> JobFile:
+    """The job for the embedded broker, which asks nobody who they are."""
+    spec = job_file.job.spec
+    kafka = spec.kafka.model_copy(update={"authentication": Authentication()})
+    job = job_file.job.model_copy(update={"spec": spec.model_copy(update={"kafka": kafka})})
+    return replace(job_file, job=job)
+
+
 def substitutions(
     job: FederatedJob, data: Mapping[str, str | Path], *, embedded_broker: bool
 ) -> Iterator[str]:
@@ -61,3 +69,5 @@ def substitutions(
         instead = spec.kafka.bootstrap_servers
         kafka = "Kafka" if instead is None else f"Kafka at {instead}"
         yield f"{kafka}: an embedded broker, in memory, for this run alone (--broker uses another)"
+        if spec.kafka.authentication != Authentication():
+            yield "authentication: the embedded broker on 127.0.0.1 needs none"

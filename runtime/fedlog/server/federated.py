@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fedlog import exit_codes
-from fedlog.job.environment import DEFAULT_BOOTSTRAP_SERVERS, apply_environment
+from fedlog.job.environment import apply_environment
 from fedlog.job.loading import JobFile, dump
 from fedlog.server.control import ControlLog
 from fedlog.server.errors import InitialModelError, ServerError, TerminatedError
@@ -191,13 +192,7 @@ class FederatedServer:
     def _connect(self) -> Transport:
         from fedlog.transport.kafka import KafkaTransport
 
-        given = self._servers or self._job.spec.kafka.bootstrap_servers
-        servers = given or DEFAULT_BOOTSTRAP_SERVERS
-        return KafkaTransport(
-            servers,
-            max_message_bytes=self._job.spec.communication.max_message_bytes,
-            replicas=self._job.spec.kafka.topics.replicas,
-        )
+        return KafkaTransport.of(replace(self._job_file, job=self._job), self._servers)
 
     def _read_journal(self, transport: Transport) -> Journal:
         """The run's journal. Raises JobError where it is that of another job."""

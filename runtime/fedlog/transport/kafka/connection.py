@@ -112,40 +112,36 @@ class Connection:
                 made.close()
             raise self.explained(error, "connecting") from error
 
-    def reach(self) -> Address:
+    def reach(self, patience_s: float | None = None) -> Address:
         """The first of the servers that answers a request of ours.
 
-        Waits for one until the deadline, but not for one that refuses: that raises SecurityError
-        at once. (The library would try again until its deadline, and then only know that it could
-        not connect.) Raises BrokerUnavailableError.
+        Waits for one until the deadline (or for `patience_s`), but not for one that refuses: that
+        raises SecurityError at once. (The library would try again until its deadline, and then
+        only know that it could not connect.) Raises BrokerUnavailableError.
         """
-        give_up_at = time.monotonic() + self.deadline_s
+        give_up_at = time.monotonic() + (self.deadline_s if patience_s is None else patience_s)
         hang_ups = 0
         while True:
             try:
-                return self._look(addresses(self.bootstrap_servers), give_up_at)
+                return self._look(addresses(self.bootstrap_servers))
             except HungUpError as error:
                 hang_ups += 1
-                problem: Exception = error
                 if hang_ups == _HANG_UPS:
                     security = self.credentials.security
                     raise refusals.hangs_up(self.bootstrap_servers, security) from error
             except kafka_errors.KafkaError as error:
-                problem = error
-            if time.monotonic() + _LOOK_PAUSE_S > give_up_at:
-                raise self.unavailable(f"connecting: {problem}") from problem
+                if time.monotonic() + _LOOK_PAUSE_S > give_up_at:
+                    raise self.unavailable(f"connecting: {error}") from error
             time.sleep(_LOOK_PAUSE_S)
 
-    def _look(
-        self, servers: Iterable[Address], give_up_at: float, *, advertised: bool = False
-    ) -> Address:
+    def _look(self, servers: Iterable[Address], *, advertised: bool = False) -> Address:
         """The first server that answers; `advertised`: and all that it names answer, too.
 
         Raises what is most worth knowing: SecurityError before HungUpError before KafkaError.
         """
         problem: Exception = kafka_errors.KafkaConnectionError("no broker is known")
+        timeout_s = min(_LOOK_S, self.request_s)
         for server in servers:
-            timeout_s = min(_LOOK_S, self.request_s, max(give_up_at - time.monotonic(), 0.1))
             try:
                 broker = BrokerSocket(
                     server,
@@ -160,7 +156,7 @@ class Connection:
                     broker.close()
                 if advertised:
                     for each in named:
-                        self._look([each], give_up_at)
+                        self._look([each])
             except (kafka_errors.KafkaError, SecurityError) as error:
                 if _rank(error) >= _rank(problem):
                     problem = error
@@ -199,8 +195,7 @@ class Connection:
         problem = self.translated(error, what)
         if isinstance(problem, BrokerUnavailableError):
             try:
-                give_up_at = time.monotonic() + _LOOK_S
-                self._look(addresses(self.bootstrap_servers), give_up_at, advertised=True)
+                self._look(addresses(self.bootstrap_servers), advertised=True)
             except SecurityError as refusal:
                 return refusal
             except kafka_errors.KafkaError:

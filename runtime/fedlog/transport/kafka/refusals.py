@@ -104,10 +104,15 @@ def hangs_up(addresses: str, security: Security) -> SecurityError:
 def unknown_mechanism(
     address: Address, security: Security, enabled: Iterable[str]
 ) -> SecurityError:
-    offers = ", ".join(enabled) or "none"
+    offers = ", ".join(enabled)
+    what = (
+        f"offers no {security.mechanism} but {offers}"
+        if offers
+        else "takes no users on this port (use the port of its SASL listener, or another type)"
+    )
     return AuthenticationError(
-        f"the broker at {_text(address)} does not offer {security.mechanism}; it offers {offers}: "
-        "set spec.kafka.authentication.type, --kafka-mechanism or KAFKA_SASL_MECHANISM"
+        f"the broker at {_text(address)} {what}: set spec.kafka.authentication.type, "
+        "--kafka-mechanism or KAFKA_SASL_MECHANISM"
     )
 
 

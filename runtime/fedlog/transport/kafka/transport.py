@@ -78,6 +78,10 @@ class KafkaTransport:
             security=Security.of(spec.kafka.authentication, job_file.base, environment),
         )
 
+    def check(self) -> None:
+        """Raise BrokerUnavailableError unless a broker answers now, SecurityError if it refuses."""
+        self._connection.reach(patience_s=0.0)
+
     @property
     def can_trim(self) -> bool:
         """(T) announces DeleteRecords and drops the connection of who sends it. What it does not
@@ -213,6 +217,9 @@ class KafkaTransport:
             "retention.ms": "-1",
             "retention.bytes": "-1",
             "unclean.leader.election.enable": "false",
+            # A compressed batch would be unpacked by every reader, to whatever it holds; (K)
+            # unpacks it once, and refuses what is too large then.
+            "compression.type": "uncompressed",
             "cleanup.policy": "compact" if spec.compacted else "delete",
         }
         if self._replicas >= 3:
