@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from fedlog.cli.environment import broker_address, quiet_tensorflow, read_job
+from fedlog.cli.kafka_options import with_kafka_options
 from fedlog.cli.options import (
     BaseOption,
     BrokerOption,
@@ -20,9 +22,11 @@ from fedlog.cli.options import (
 )
 
 
+@with_kafka_options
 def client(
     job: JobArgument,
     *,
+    kafka: Mapping[str, str],
     group: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +80,7 @@ def client(
     if (group is None) == (clients is None):
         raise typer.BadParameter("say which client this is: --group GROUP --index I")
     quiet_tensorflow()
-    job_file = read_job(job, os.environ, overrides or (), base)
+    job_file = read_job(job, {**os.environ, **kafka}, overrides or (), base)
     job_file = with_data(job_file, parse_data(data))
     ids = [f"{group}/{index}"] if clients is None else clients.split(",")
     logs.configure(

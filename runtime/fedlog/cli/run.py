@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,16 @@ import typer
 
 from fedlog import exit_codes
 from fedlog.cli.environment import quiet_tensorflow
+from fedlog.cli.kafka_options import with_kafka_options
 from fedlog.cli.options import DataOption, JobArgument, LogLevelOption, SetOption, parse_data
 from fedlog.job.environment import classic_overrides
 
 
+@with_kafka_options
 def run(
     job: JobArgument,
     *,
+    kafka: Mapping[str, str],
     broker: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +77,7 @@ def run(
         workers=workers,
         isolate=isolate,
         data=parse_data(data),
-        overrides=[*classic_overrides(os.environ), *(overrides or ())],
+        overrides=[*classic_overrides({**os.environ, **kafka}), *(overrides or ())],
         runs=runs,
         keep_broker=keep_broker,
         quiet=quiet,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from fedlog import exit_codes
 from fedlog.cli.environment import broker_address, quiet_tensorflow, read_job
+from fedlog.cli.kafka_options import with_kafka_options
 from fedlog.cli.options import (
     BaseOption,
     BrokerOption,
@@ -20,9 +22,11 @@ from fedlog.cli.options import (
 )
 
 
+@with_kafka_options
 def server(
     job: JobArgument,
     *,
+    kafka: Mapping[str, str],
     broker: BrokerOption = None,
     run: RunOption = None,
     base: BaseOption = None,
@@ -78,7 +82,7 @@ def server(
     from fedlog.telemetry import logs
 
     quiet_tensorflow()
-    job_file = read_job(job, os.environ, overrides or (), base)
+    job_file = read_job(job, {**os.environ, **kafka}, overrides or (), base)
     logs.configure(log_level.upper(), role="server", job=job_file.job.metadata.name)
     result = FederatedServer(
         job_file,
