@@ -19,7 +19,7 @@ from fedlog import exit_codes
 from fedlog.client.worker import Worker
 from fedlog.job.loading import JobFile, loads
 from fedlog.server import FederatedServer
-from fedlog.server.errors import RunStartedError, TerminatedError
+from fedlog.server.errors import TerminatedError
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder, read_metrics
 from fedlog.transport.base import TopicSpec, Transport
@@ -231,11 +231,38 @@ def test_a_run_stops_as_soon_as_its_condition_is_met(federation: Federation) -> 
     assert "weight" in result.reason
 
 
-def test_a_run_that_was_started_before_is_not_started_again(federation: Federation) -> None:
+def test_a_run_that_is_over_gives_its_verdict_again(federation: Federation) -> None:
     job = federation.job(kafka={"topics": {"deletionPolicy": "Retain"}})
-    federation.all(job)
-    with pytest.raises(RunStartedError, match="--run"):
-        federation.server(job).result(DEADLINE_S)
+    first = federation.all(job)
+    again = federation.server(job).result(DEADLINE_S)
+    same = {"seconds", "versions", "folder"}
+    assert again.model_dump(exclude=same) == first.model_dump(exclude=same)
+
+
+@pytest.mark.parametrize("size", [4096, BULK], ids=["inside-records", "in-chunks"])
+def test_a_new_server_goes_on_and_every_update_counts_once(
+    federation: Federation, size: int
+) -> None:
+    """Twice the server ends in mid-run; its clients go on, and every update counts."""
+    job = federation.job(rounds=200, size=size, communication={"maxMessageBytes": 70_000})
+    running = federation.server(job)
+    workers = [federation.worker(job, [client]) for client in job.job.spec.client_ids()]
+    for version in (5, 10):
+        until(lambda v=version: federation.status()["round"] > v, f"version {version}")
+        federation.servers[-1].stop()
+        with pytest.raises(TerminatedError):
+            running.result(DEADLINE_S)
+        running = federation.server(job)
+    result = running.result(DEADLINE_S)
+    assert (result.outcome, result.rounds) == ("Complete", 200)
+    assert set(result.participation.values()) == {200}
+    assert [worker.result(DEADLINE_S) for worker in workers] == [exit_codes.OK] * len(workers)
+    payload = federation.output.model.read_bytes()
+    (weights,) = decode(payload, Limits.for_model(len(payload))).values()
+    assert np.array_equal(weights, np.full(size // 4, 200 / 1024, np.float32))
+    reports = read_metrics(federation.output.metrics)
+    assert [report.round for report in reports] == list(range(201))
+    assert {report.accepted for report in reports[1:]} == {3}
 
 
 def test_a_server_that_is_asked_to_end_has_no_verdict(federation: Federation) -> None:

@@ -273,7 +273,9 @@ class ClientSession:
         elif self.joined:  # else it is read again after the welcome, which says where
             self._handled = offset
             actions = (
-                self._round_closed(record) if isinstance(record, Closed) else self._asked(record)
+                self._round_closed(record)
+                if isinstance(record, Closed)
+                else self._asked(record, offset)
             )
         if (
             self.joined
@@ -320,7 +322,7 @@ class ClientSession:
         self._handled = welcome.announcement - 1
         return (SeekControl(welcome.announcement),)
 
-    def _asked(self, announced: Announced) -> Actions:
+    def _asked(self, announced: Announced, offset: int) -> Actions:
         self._silence_s = max(2 * announced.deadline_s, SHORTEST_SILENCE_S)
         actions = self._rounds_over(announced.round - 1, final=announced.training is None)
         if self._current is not None and self._current.round > announced.round:
@@ -338,7 +340,7 @@ class ClientSession:
             if announced.evaluate or announced.training is None:
                 test_set = "Clients"
         work = _Work(announced, test_set)
-        if work.trains and announced.round <= max(self._closed, self._committed):
+        if work.trains and announced.round <= max(self._closed, self._counted(announced, offset)):
             return actions
         if self._current is not None and self._current.key == work.key:
             return actions
@@ -348,6 +350,17 @@ class ClientSession:
             return actions + self._begin(work)
         self._waiting = work
         return actions
+
+    def _counted(self, announced: Announced, offset: int) -> int:
+        """The last round in which an update of this client counts, as far as it is known here.
+
+        What a server asks for after it has welcomed this client, it does not have: an update that
+        counted then has lost its chunks since.
+        """
+        welcomed_before = self._welcome_offset is not None and self._welcome_offset < offset
+        if welcomed_before and self._welcome_epoch == announced.epoch:
+            return -1
+        return self._committed
 
     def _asked_again(self, work: _Work) -> Actions:
         """What to do about work that is done already.

@@ -66,19 +66,20 @@ class _Partition:
     def index(self, offset: int) -> int:
         return bisect_left(self.entries, offset, key=attrgetter("offset"))
 
-    def read(self, offset: int, limit: int, *, committed: bool) -> list[Record]:
+    def read(self, offset: int, limit: int, *, committed: bool) -> tuple[list[Record], int]:
+        """Visible records from `offset` on, and where the next read begins."""
         found: list[Record] = []
         for position in range(self.index(offset), len(self.entries)):
             entry = self.entries[position]
             state = _State.COMMITTED if entry.transaction is None else entry.transaction.state
             if committed and state is _State.OPEN:
-                break
+                return found, entry.offset
             if committed and state is _State.ABORTED:
                 continue
             found.append(entry.record)
             if len(found) == limit:
-                break
-        return found
+                return found, entry.offset + 1
+        return found, max(offset, self.end)
 
 
 class MemoryTransport:
@@ -264,14 +265,13 @@ class _MemoryReader:
     def poll(self, timeout_s: float, max_records: int = 1000) -> Sequence[Record]:
         def ready() -> list[Record]:
             partition = self._log._partition(self._topic, self._number)
-            return partition.read(self._position, max_records, committed=self._committed)
+            records, self._position = partition.read(
+                self._position, max_records, committed=self._committed
+            )
+            return records
 
         with self._log._changed:
-            self._log._changed.wait_for(ready, timeout_s)
-            records = ready()
-        if records:
-            self._position = records[-1].offset + 1
-        return records
+            return self._log._changed.wait_for(ready, timeout_s)
 
     def seek(self, offset: int) -> None:
         self._position = offset
@@ -298,7 +298,9 @@ class _MemoryBulkReader:
         for offset in offsets:
             try:
                 with self._log._changed:
-                    found = self._log._partition(topic, partition).read(offset, 1, committed=False)
+                    found, _ = self._log._partition(topic, partition).read(
+                        offset, 1, committed=False
+                    )
             except UnknownTopicError as error:
                 raise BulkMissingError(str(error)) from error
             if not found or found[0].offset != offset:

@@ -192,6 +192,18 @@ def test_the_welcome_leads_back_to_the_standing_announcement() -> None:
     assert session.receive(welcome(announcement=9), 10, 1.0) == ()
 
 
+def test_what_a_server_asks_for_after_its_welcome_it_does_not_have() -> None:
+    """The update counted when the client joined; its chunks are gone since then."""
+    session = new_session()
+    session.receive(welcome(committed={ME: 2}, announcement=5), 10, 1.0)
+    assert not asks(session.receive(announced(2), 5, 1.0))
+    assert asks(session.receive(announced(2, cohort=(ME,)), 11, 1.0))
+
+
+def asks(actions: Actions) -> bool:
+    return any(isinstance(action, Train) for action in actions)
+
+
 def test_an_update_that_counts_already_is_not_trained_again() -> None:
     session = new_session()
     session.receive(welcome(announcement=9, committed={ME: 1}), 10, 1.0)

@@ -13,6 +13,7 @@ from fedlog.rounds.actions import Refuse
 from fedlog.rounds.events import UpdateArrived
 from fedlog.server.control import ControlLog
 from fedlog.server.global_model import GlobalModel
+from fedlog.server.journal import Journal
 from fedlog.server.reporting import Reporter
 from fedlog.server.session import ServerSession
 from fedlog.telemetry.run_folder import RunFolder, read_metrics
@@ -125,7 +126,7 @@ def test_only_the_manifest_that_is_refused_is_let_go(tmp_path: Path, log: Memory
     folder = RunFolder(tmp_path)
     control = ControlLog(log, names, run)
     reporter = Reporter(job, run, folder)
-    session = ServerSession(job, run, log, control, created, folder, model, reporter)
+    session = ServerSession(job, run, log, control, created, folder, model, reporter, Journal(run))
     bulk, payload = upload(
         log.writer(), [weights], topic="", partition=0, chunk_bytes=9, timeout_s=1
     )
