@@ -11,6 +11,17 @@ class ShapeMismatchError(LearningError):
     """Two sets of weights differ in names, shapes or dtypes."""
 
 
+class UnfitModelError(ShapeMismatchError):
+    """A client's model cannot take part in learning the global one.
+
+    table: a line per tensor, for people.
+    """
+
+    def __init__(self, message: str, *, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 class NonFiniteError(LearningError):
     """An update holds NaN or infinity."""
 

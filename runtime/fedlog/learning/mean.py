@@ -32,7 +32,15 @@ from fedlog.learning.errors import (
     NonFiniteError,
     ShapeMismatchError,
 )
-from fedlog.learning.weights import Array, Shape, Update, Weights, check_same_layout, is_averaged
+from fedlog.learning.weights import (
+    Array,
+    Shape,
+    Update,
+    Weights,
+    check_same_layout,
+    is_averaged,
+    layout_of,
+)
 
 Totals = dict[str, npt.NDArray[np.float64]]
 
@@ -71,11 +79,7 @@ class WeightedMean:
 
         partial: whether an update may cover a part of the model.
         """
-        # Stand-ins that have the layout of the model, but neither its memory nor a reference to it.
-        self._layout = {
-            name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
-            for name, array in like.items()
-        }
+        self._layout = layout_of(like)
         self._totals: Totals | None = {
             name: np.zeros(array.shape, np.float64)
             for name, array in like.items()

@@ -42,6 +42,14 @@ class Update:
     views: Mapping[str, Shape] = field(default_factory=dict)
 
 
+def layout_of(weights: Weights) -> Weights:
+    """Stand-ins with names, shapes and dtypes: neither the memory nor a reference to it."""
+    return {
+        name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
+        for name, array in weights.items()
+    }
+
+
 def check_same_layout(expected: Weights, found: Weights) -> None:
     """Raise ShapeMismatchError unless names, shapes and dtypes are equal; order is free."""
     missing = [name for name in expected if name not in found]
