@@ -107,6 +107,7 @@ class ServerSession:
         self._manifest: BulkManifest
         self._inline: Bytes = b""
         self._welcomes: dict[str, do.WelcomeClient] = {}
+        self._newly_joined: set[str] = set()
         self._announced: tuple[int, str] | None = None
         self._finish: do.Finish | None = None
         self._next_status = 0.0
@@ -199,6 +200,7 @@ class ServerSession:
         work = self._engine.open_work(time.monotonic())
         told = [] if work is None else [self._announcement(work.announce)]
         self._control.say(told, [self._head_again()], new_work=work is not None)
+        self._pace.await_answer(time.monotonic())
         end = self._events.end_offset()
         while self._events.position < end and self._finish is None:
             turn()
@@ -241,6 +243,8 @@ class ServerSession:
         match action:
             case do.WelcomeClient():
                 self._welcomes[action.client] = action
+                if action.fresh:
+                    self._newly_joined.add(action.client)
             case do.Announce():
                 self._announce(action)
             case do.FoldUpdate():
@@ -270,9 +274,9 @@ class ServerSession:
         members = self._engine.membership.members
         joined = [
             (member_of(self._run, client, members[client].joinings), b"")
-            for client, welcome in welcomes
-            if welcome.fresh
+            for client in sorted(self._newly_joined)
         ]
+        self._newly_joined.clear()
         told: list[tuple[records.ControlRecord, Bytes]] = []
         for first in range(0, len(welcomes), CLIENTS_PER_WELCOME):
             some = dict(welcomes[first : first + CLIENTS_PER_WELCOME])
