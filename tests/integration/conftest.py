@@ -15,6 +15,7 @@ from fedlog.transport.broker_process import BrokerProcess
 from fedlog.transport.embedded import EmbeddedBroker
 from fedlog.transport.kafka import KafkaTransport
 from fedlog.transport.memory import MemoryTransport
+from integration.secured import SecuredKafka, everything
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -45,6 +46,17 @@ def embedded_broker() -> Iterator[EmbeddedBroker]:
 def apache_kafka(kafka_jars: Path) -> Iterator[ApacheKafka]:
     with ApacheKafka(kafka_jars) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(
+    kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SecuredKafka]:
+    """TLS, SCRAM and ACLs; the user `operator` may do everything."""
+    kafka = SecuredKafka(kafka_jars, tmp_path_factory.mktemp("secured"))
+    with kafka.broker:
+        kafka.allow("operator", everything())
+        yield kafka
 
 
 @pytest.fixture(params=KAFKA_BROKERS)
