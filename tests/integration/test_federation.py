@@ -244,7 +244,7 @@ def test_a_new_server_goes_on_and_every_update_counts_once(
     federation: Federation, size: int
 ) -> None:
     """Twice the server ends in mid-run; its clients go on, and every update counts."""
-    job = federation.job(rounds=200, size=size, communication={"maxMessageBytes": 70_000})
+    job = federation.job(rounds=60, size=size, communication={"maxMessageBytes": 70_000})
     running = federation.server(job)
     workers = [federation.worker(job, [client]) for client in job.job.spec.client_ids()]
     for version in (5, 10):
@@ -254,14 +254,14 @@ def test_a_new_server_goes_on_and_every_update_counts_once(
             running.result(DEADLINE_S)
         running = federation.server(job)
     result = running.result(DEADLINE_S)
-    assert (result.outcome, result.rounds) == ("Complete", 200)
-    assert set(result.participation.values()) == {200}
+    assert (result.outcome, result.rounds) == ("Complete", 60)
+    assert set(result.participation.values()) == {60}
     assert [worker.result(DEADLINE_S) for worker in workers] == [exit_codes.OK] * len(workers)
     payload = federation.output.model.read_bytes()
     (weights,) = decode(payload, Limits.for_model(len(payload))).values()
-    assert np.array_equal(weights, np.full(size // 4, 200 / 1024, np.float32))
+    assert np.array_equal(weights, np.full(size // 4, 60 / 1024, np.float32))
     reports = read_metrics(federation.output.metrics)
-    assert [report.round for report in reports] == list(range(201))
+    assert [report.round for report in reports] == list(range(61))
     assert {report.accepted for report in reports[1:]} == {3}
 
 
