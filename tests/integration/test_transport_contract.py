@@ -429,6 +429,7 @@ def test_topics_have_the_settings_of_the_protocol(
         "retention.ms": "-1",
         "retention.bytes": "-1",
         "unclean.leader.election.enable": "false",
+        "compression.type": "uncompressed",
     }
     assert settings == {
         topic: common | {"cleanup.policy": "delete"},

@@ -17,6 +17,8 @@ UNKNOWN = "unknown"
 """The sender of a record that does not say, or whose word cannot be read."""
 BURST_S = 10.0
 _LONGEST_WHY = 300
+_ORDINARY = frozenset({"late", "late-evaluation", "superseded-by-on-time", "surplus"})
+"""What honest clients that are slow meet every day; worth a line, no warning."""
 
 
 @dataclass
@@ -64,8 +66,13 @@ class Refusals:
             return
         else:
             burst.told_at = self._clock()
-        log.warning(
-            "%s: record %d of %s is refused: %s", client, offset, topic, reason[:_LONGEST_WHY]
+        log.log(
+            _level(word),
+            "%s: record %d of %s is refused: %s",
+            client,
+            offset,
+            topic,
+            reason[:_LONGEST_WHY],
         )
 
     def tell(self, *, everything: bool = False) -> None:
@@ -73,7 +80,8 @@ class Refusals:
         now = self._clock()
         for word, burst in self._bursts.items():
             if burst.untold and (everything or now - burst.told_at >= BURST_S):
-                log.warning(
+                log.log(
+                    _level(word),
                     "%d more records refused (%s) within %.0f s",
                     burst.untold,
                     word,
@@ -84,3 +92,7 @@ class Refusals:
     def recent(self) -> tuple[Refusal, ...]:
         """One entry for each reason, sender and topic, the latest last; at most MAX_REFUSALS."""
         return tuple(self._listed.values())
+
+
+def _level(word: str) -> int:
+    return logging.INFO if word in _ORDINARY else logging.WARNING

@@ -20,6 +20,7 @@ from kafka.net.compat import KafkaNetClient
 from kafka.record import MemoryRecords
 
 from fedlog.transport.errors import BulkMissingError, TransportError
+from fedlog.transport.kafka.batches import is_old, unpacked
 from fedlog.transport.kafka.connection import Connection
 from fedlog.transport.kafka.fetch import fetch, leader_of
 
@@ -215,12 +216,12 @@ def _consecutive(answer: Any, window: _Window) -> Iterator[bytes]:
     if not answer.records:
         return
     for batch in MemoryRecords(answer.records):
-        if batch.is_control_batch or batch.last_offset < window.first:
+        if not is_old(batch) and (batch.is_control_batch or batch.last_offset < window.first):
             continue
-        for record in batch:
+        for record in unpacked(batch, "bulk"):
             if window.count == 0 or record.offset > window.first:
                 return
             if record.offset == window.first:
                 window.first += 1
                 window.count -= 1
-                yield record.value or b""
+                yield record.value

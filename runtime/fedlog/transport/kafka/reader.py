@@ -16,7 +16,8 @@ from kafka.record import MemoryRecords
 
 from fedlog.transport.base import Record
 from fedlog.transport.dense import DenseOrder
-from fedlog.transport.errors import SecurityError, UnknownTopicError
+from fedlog.transport.errors import NotAllowedError, SecurityError, UnknownTopicError
+from fedlog.transport.kafka.batches import LARGEST_ANSWER_BYTES, is_old, unpacked
 from fedlog.transport.kafka.broker_socket import (
     BrokerSocket,
     addresses,
@@ -151,7 +152,9 @@ class KafkaReader:
                 credentials=self._connection.credentials,
                 client_id=self._connection.client_id,
                 timeout_s=min(max(timeout_s, _LEAST_CONNECT_S), self._connection.request_s),
-                max_answer_bytes=2 * self._connection.largest_fetch_bytes + 2**20,
+                max_answer_bytes=max(
+                    2 * self._connection.largest_fetch_bytes + 2**20, LARGEST_ANSWER_BYTES
+                ),
             )
             self._asked = None
         now = time.monotonic()
@@ -182,7 +185,7 @@ class KafkaReader:
         return answer
 
     def _accept(self, answer: Any) -> None:
-        records, end = _visible(answer, self._next, committed=self._committed)
+        records, end = _visible(answer, self._next, committed=self._committed, name=str(self))
         if self._order is None:
             self._next = end
         else:
@@ -207,8 +210,8 @@ class KafkaReader:
     def _failed(self, error: kafka_errors.KafkaError | SecurityError) -> None:
         """Connect anew after a pause; raise once this has lasted for the deadline.
 
-        A refusal may pass where we were let in before: certificates, passwords and rights are not
-        replaced everywhere in the same moment.
+        A refusal may pass, as this transport was let in before: certificates, passwords and rights
+        are not replaced everywhere in the same moment. A right that was never there does not come.
         """
         self._disconnect()
         problem = (
@@ -216,7 +219,9 @@ class KafkaReader:
             if isinstance(error, SecurityError)
             else self._connection.translated(error, f"reading {self}")
         )
-        may_pass = self._has_worked and isinstance(problem, SecurityError)
+        may_pass = isinstance(problem, SecurityError) and (
+            self._has_worked or not isinstance(problem, NotAllowedError)
+        )
         if not problem.retriable and not isinstance(problem, UnknownTopicError) and not may_pass:
             raise problem from error
         now = time.monotonic()
@@ -235,7 +240,7 @@ class KafkaReader:
             self._socket = None
 
 
-def _visible(answer: Any, position: int, *, committed: bool) -> tuple[list[Record], int]:
+def _visible(answer: Any, position: int, *, committed: bool, name: str) -> tuple[list[Record], int]:
     """What a reader at `position` sees of an answer, and the offset after all that came.
 
     Markers of transactions are never seen. (K) names the aborted transactions in its answer, by
@@ -255,6 +260,10 @@ def _visible(answer: Any, position: int, *, committed: bool) -> tuple[list[Recor
         if not batch.validate_crc():
             # On its way here, then: the broker checks what it stores.
             raise kafka_errors.KafkaConnectionError(f"offset {batch.base_offset} came damaged")
+        if is_old(batch):
+            end = max(end, batch.base_offset + 1)
+            records += [each for each in unpacked(batch, name) if each.offset >= position]
+            continue
         end = max(end, batch.next_offset)
         while aborted and aborted[0].first_offset <= batch.last_offset:
             aborting.add(aborted.popleft().producer_id)
@@ -262,9 +271,5 @@ def _visible(answer: Any, position: int, *, committed: bool) -> tuple[list[Recor
             # Whatever it is, abort or commit: the producer's transaction ends here.
             aborting.discard(batch.producer_id)
         elif not (batch.is_transactional and batch.producer_id in aborting):
-            records += [
-                Record(each.offset, each.timestamp, each.key, each.value or b"")
-                for each in batch
-                if each.offset >= position
-            ]
+            records += [each for each in unpacked(batch, name) if each.offset >= position]
     return records, end
