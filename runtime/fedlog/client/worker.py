@@ -49,6 +49,7 @@ from fedlog.transport.pace import WAIT_S, Pace
 from fedlog.transport.topics import run_id, topic_names
 from fedlog.wire import records, tensors
 from fedlog.wire.errors import WireError
+from fedlog.wire.updates import encode_update
 
 logger = logging.getLogger(__name__)
 
@@ -402,7 +403,9 @@ class Worker:
         try:
             if self._threads is not None:
                 limit_threads(self._threads)
-            self._trainer = Trainer(self._job_file, self._data_paths)
+            self._trainer = Trainer(
+                self._job_file, self._data_paths, [client.name for client in self._clients]
+            )
             if self._stopping:
                 return
             self._versions = _Versions(self._transport, self._trainer, self._chunk_bytes)
@@ -483,6 +486,7 @@ class Worker:
         with self._lock:
             payload = self._payloads.get(job.base, b"")
         weights = self._versions.load(announcement, payload)
+        self._trainer.check(job.client.name, weights)
         written: Pending | None = None
         if job.test_set is not None:
             try:
@@ -577,7 +581,7 @@ class Worker:
 
         manifest, inline = upload(
             self._writer,
-            tensors.encode(trained.delta),
+            encode_update(trained.delta, trained.views),
             topic=topic,
             partition=partition,
             chunk_bytes=self._chunk_bytes,

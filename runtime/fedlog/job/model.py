@@ -580,6 +580,9 @@ class ClientGroup(Document):
     """Number of clients in the group."""
     data: ClientData = ClientData()
     """Where the group's data is."""
+    parameters: dict[str, Any] = {}
+    """Parameters of the task for this group; each takes the place of the one of that name in
+    spec.task.parameters. Where they make another model, see weightAdaptation."""
 
 
 class Output(Document):
@@ -651,9 +654,10 @@ class Spec(Document):
     """Named groups of clients."""
     weight_adaptation: WeightAdaptation = WeightAdaptation.STRICT
     """Where a client's model has other layers or shapes than the global one. Strict: the client
-    refuses, with a report per layer. Adapt: matched layers are padded or cut to size. Partial: the
-    layers that fit are used, the others stay the client's own. Fresh: as Adapt, then Partial, and
-    where nothing fits the client starts from its own initial weights."""
+    refuses, with a report per layer. Adapt: each of its layers has a counterpart and is padded or
+    cut to size. Partial: the layers that fit are exchanged, the others stay the client's own.
+    Fresh: as Adapt; layers that have no counterpart start from the client's own initial weights.
+    See docs/weight-adaptation.md."""
     failure_policy: FailurePolicy = FailurePolicy()
     """How many crashes a run survives."""
     output: Output = Output()
@@ -765,6 +769,11 @@ class Spec(Document):
         if self.stop_when is not None and self.stop_when.test_set is not None:
             return self.stop_when.test_set
         return TestSet.CLIENTS if self.evaluation.held_out is None else TestSet.HELD_OUT
+
+    def parameters_of(self, group: str) -> dict[str, Any]:
+        """The task's parameters for the clients of a group; the evaluator has those of the task."""
+        own = next((g.parameters for g in self.clients if g.name == group), {})
+        return {**self.task.parameters, **own}
 
     def client_ids(self) -> list[str]:
         """Every training client, `group/index`, in the order of their data partitions."""

@@ -126,6 +126,7 @@ class Reporter:
         model: BulkManifest,
         learning_rate: float,
         aggregation_s: float,
+        adapted: Mapping[str, int],
     ) -> RoundReport:
         """The report of a round that is about to be journaled."""
         facts = list(facts)
@@ -157,6 +158,7 @@ class Reporter:
             bytes_raw_down=model.size,
             learning_rate=learning_rate,
             aggregation_seconds=aggregation_s,
+            adapted=dict(adapted),
         )
 
     def committed(self, report: RoundReport, *, below_quorum: bool) -> None:

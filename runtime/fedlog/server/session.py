@@ -85,7 +85,7 @@ class ServerSession:
             self._names.events, start=0, dense=True, wait_s=WAIT_S[wakes]
         )
         self._end_watch = EndWatch(self._events.end_offset)
-        self._intake = Intake(run)
+        self._intake = Intake(run, reporter.refusals)
         specs = {spec.name: spec for spec in topic_specs(job, self._names)}
         self._models, self._updates = (
             BulkTopic(transport, specs[name], created)
@@ -95,7 +95,7 @@ class ServerSession:
             name: SmallTopic(transport, name, created)
             for name in (self._names.events, self._names.control)
         }
-        self._strategy = make_strategy(job.spec.strategy)
+        self._strategy = make_strategy(job.spec.strategy, job.spec.weight_adaptation)
         self._strategy_state = self._strategy.init(model.weights)
         self._aggregation: Aggregation | None = None
         self._chunk_bytes = job.spec.communication.max_message_bytes
@@ -230,7 +230,7 @@ class ServerSession:
 
     def _refuse(self, refuse: do.Refuse, event: happened.Event) -> None:
         """Count what is refused: updates apart from other records, and each of them once."""
-        log.info("%s: refused: %s", refuse.client, refuse.reason)
+        self._intake.refused(refuse.client, refuse.reason, refuse.offset)
         word = records.reason_word(refuse.reason)
         if refuse.offset is None:
             self._intake.refusals[word] += 1
@@ -403,6 +403,7 @@ class ServerSession:
         if aggregation is None:
             raise RuntimeError("a round without an update cannot be committed")
         self._aggregation = None
+        adapted = aggregation.adapted
         self._strategy_state = aggregation.close_into(self._model.weights)
         del aggregation
         self._model.advance()
@@ -422,7 +423,7 @@ class ServerSession:
         if following is not None:
             told.append(self._announcement(following))
             self._announced = (following.round, self._model.digest)
-        report = self._report(commit, facts)
+        report = self._report(commit, facts, adapted)
         self._head = self._head_now()
         work = None if following is None else self._engine.work_of(following)
         left_s = math.inf if following is None else following.deadline_s
@@ -442,7 +443,9 @@ class ServerSession:
         log.info("round %d committed: %d updates", commit.round, len(commit.accepted))
         return happened.RoundCommitted(commit.round, self._model.digest)
 
-    def _report(self, commit: do.CommitRound, facts: Sequence[UpdateFacts]) -> RoundReport:
+    def _report(
+        self, commit: do.CommitRound, facts: Sequence[UpdateFacts], adapted: Mapping[str, int]
+    ) -> RoundReport:
         folding_s = self._folder_of_updates.seconds - self._folding_s
         self._folding_s = self._folder_of_updates.seconds
         spec = self._job.spec
@@ -454,6 +457,7 @@ class ServerSession:
             model=self._manifest,
             learning_rate=learning_rate(spec.training, commit.round - 1, spec.rounds),
             aggregation_s=folding_s,
+            adapted=adapted,
         )
         self._intake.refusals.clear()
         return report

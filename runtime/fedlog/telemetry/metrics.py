@@ -25,6 +25,8 @@ MAX_METRIC_NAMES = 32
 MAX_REASONS = 16
 """Values of the label `reason`; further ones count as `other`."""
 
+_COVERAGES = ("cut", "partial")
+
 # From a tiny model on one machine (20 ms) to an hour at the edge.
 _ROUND_BUCKETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _FOLD_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
@@ -78,6 +80,9 @@ class ServerMetrics:
         self._selected = counter("fedlog_clients_selected", "Clients that were asked to train.")
         self._lost = counter("fedlog_clients_lost", "Clients lost before they sent an update.")
         self._accepted = counter("fedlog_updates_accepted", "Updates in a version.", "timeliness")
+        self._adapted = counter(
+            "fedlog_updates_adapted", "Updates in a version that cover it in part.", "coverage"
+        )
         self._refused = counter("fedlog_updates_refused", "Updates that were refused.", "reason")
         self._refused_records = counter(
             "fedlog_records_refused", "Other records of clients that did not count.", "reason"
@@ -111,6 +116,8 @@ class ServerMetrics:
                 self._bytes.labels(direction, form)
         for timeliness in ("on_time", "late"):
             self._accepted.labels(timeliness)
+        for coverage in _COVERAGES:
+            self._adapted.labels(coverage)
 
     def observe(self, report: RoundReport) -> None:
         """A round is over, or its evaluations have come in.
@@ -155,6 +162,8 @@ class ServerMetrics:
         self._lost.inc(report.lost)
         self._accepted.labels("on_time").inc(max(0, report.accepted - report.late))
         self._accepted.labels("late").inc(report.late)
+        for coverage in _COVERAGES:
+            self._adapted.labels(coverage).inc(report.adapted.get(coverage.capitalize(), 0))
         for reason, count in report.refused.items():
             self._refused.labels(self._reason(reason)).inc(count)
         for reason, count in report.refused_records.items():

@@ -111,6 +111,9 @@ class RoundReport(Told):
     """Learning rate of the clients in this round."""
     aggregation_seconds: Seconds = 0.0
     """Time spent on reading, checking and folding updates."""
+    adapted: dict[str, Count] = {}
+    """Accepted updates of clients with another model: Cut (something of every tensor) or Partial
+    (nothing of some tensors) -> number."""
 
     def metric(self, name: str, test_set: TestSetName) -> float | None:
         """A figure of this round's version, or None where it was not measured."""
