@@ -2,6 +2,7 @@
 
 ServerError
 ├── InitialModelError  the first model could not be made
+├── ReplayError        there is nothing to replay, or not the round that was asked for
 └── TerminatedError    SIGTERM or SIGINT: no verdict
 """
 
@@ -14,6 +15,10 @@ class ServerError(FedlogError):
 
 class InitialModelError(ServerError):
     """The task could not make the first model."""
+
+
+class ReplayError(ServerError):
+    """The log does not have what is to be replayed."""
 
 
 class TerminatedError(ServerError):

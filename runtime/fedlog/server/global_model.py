@@ -73,6 +73,11 @@ class GlobalModel:
     def size_bytes(self) -> int:
         return len(self.payload)
 
+    def copy(self) -> GlobalModel:
+        return GlobalModel(
+            bytearray(self.payload), Limits.for_model(self.size_bytes), version=self.version
+        )
+
     def advance(self) -> None:
         """The weights have been changed in place: this is the next version."""
         self.version += 1
