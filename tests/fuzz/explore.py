@@ -10,7 +10,7 @@ import atheris
 ADDRESS_SPACE_BYTES = 4 * 2**30
 """Mappings, not memory in use, which libFuzzer bounds by -rss_limit_mb."""
 
-with atheris.instrument_imports(include=["fedlog", "yaml", "fuzz"]):
+with atheris.instrument_imports(include=["fedlog", "fuzz"]):
     from fuzz.targets import TARGETS
 
 
