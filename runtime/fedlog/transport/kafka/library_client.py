@@ -7,6 +7,7 @@ connection gets the credentials of its moment.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from typing import Any
@@ -22,6 +23,15 @@ from fedlog.transport.errors import SecuritySettingsError
 from fedlog.transport.kafka.security import CredentialFiles
 
 _HANDSHAKE_S = 10.0
+
+
+def _no_bytes(record: logging.LogRecord) -> bool:
+    """At level debug these two loggers write every message that is sent, a token among them."""
+    return record.levelno > logging.DEBUG
+
+
+for _name in ("kafka.net.connection", "kafka.protocol.parser"):
+    logging.getLogger(_name).addFilter(_no_bytes)
 
 
 def library_client(credentials: CredentialFiles, **settings: Any) -> KafkaNetClient:
