@@ -9,10 +9,10 @@ WORKERS ?= 2
 JOB ?= examples/mnist/federatedjob.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench kafka soak docs clean
+.PHONY: help setup run test check format bench kafka soak images compose-test docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv and install Fedlog with everything it can use
 
@@ -27,7 +27,7 @@ run: $(READY) ## Learn MNIST with 5 Keras clients on this machine (JOB=… for a
 	$(BIN)/fedlog run $(JOB)
 
 test: $(READY) ## Unit and integration tests (WORKERS=… processes)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak and not containers'
 
 check: $(READY) ## Style, types, architecture, generated files, links
 	$(BIN)/ruff check .
@@ -52,6 +52,12 @@ $(KAFKA_LIBS)/.ready: tests/kafka/pom.xml
 
 soak: $(READY) ## The large forms of the tests
 	$(BIN)/python -m pytest -m soak --timeout 3600
+
+images: $(READY) $(KAFKA_LIBS)/.ready ## Container images without Docker (`docker compose build` is the other way)
+	images/build
+
+compose-test: images ## The services of compose.yaml in containers, without Docker
+	$(BIN)/python -m pytest -m containers
 
 docs: $(READY) ## Write the generated pages again
 	$(BIN)/python -m fedlog.job.reference > docs/reference/job.md

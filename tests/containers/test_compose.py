@@ -1,0 +1,137 @@
+"""The services of compose.yaml, each in its container, from `up` to the result on its volume."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from containers.podman import FEDLOG, KAFKA, REPOSITORY, SLIM, Podman
+from processes import until
+
+pytestmark = pytest.mark.containers
+
+UP_S = 240.0
+
+
+class Composition:
+    """One project of compose.yaml; `end` removes every trace of it."""
+
+    def __init__(self, podman: Podman, log: Path, **variables: str) -> None:
+        self.name = f"fedlog-test-{secrets.token_hex(4)}"
+        self._podman = podman
+        self._log = log
+        self._environment = {**os.environ, "KAFKA_IMAGE": KAFKA, **variables}
+
+    def compose(self, *arguments: str, timeout_s: float = UP_S) -> int:
+        """Exit code of `podman-compose`; what it says is in `said`."""
+        command = [REPOSITORY / "images/engine", sys.executable, "-m", "podman_compose"]
+        command += ["--project-name", self.name, "--file", REPOSITORY / "compose.yaml", *arguments]
+        with self._log.open("ab") as log:
+            return subprocess.run(
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+            ).returncode
+
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")[-8000:]
+
+    def logs(self, service: str) -> str:
+        return self._podman("logs", f"{self.name}_{service}_1")
+
+    def output(self, file: str) -> Path:
+        volume = f"{self.name}_output"
+        return Path(self._podman("volume", "inspect", volume, "--format={{.Mountpoint}}"), file)
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.output("result.json").read_text())
+        return found
+
+    def rounds(self) -> int:
+        metrics = self.output("metrics.jsonl")
+        if not metrics.exists():
+            return 0
+        return max((json.loads(line)["round"] for line in metrics.open()), default=0)
+
+    def kill(self, service: str) -> None:
+        """SIGKILL for the first process of the service's container, from outside."""
+        container = f"{self.name}_{service}_1"
+        os.kill(int(self._podman("inspect", container, "--format={{.State.Pid}}")), signal.SIGKILL)
+
+    def restarts(self, service: str) -> int:
+        found = self._podman("inspect", f"{self.name}_{service}_1", "--format={{.RestartCount}}")
+        return int(found)
+
+    def end(self) -> None:
+        self.compose("down", "--volumes", "--timeout=2")
+        for what in (["ps", "--all"], ["volume", "ls"], ["network", "ls"]):
+            left = [
+                name
+                for name in self._podman(*what, "--format={{json .}}").splitlines()
+                if self.name in name
+            ]
+            assert left == []
+
+
+Compose = Callable[..., Composition]
+
+
+@pytest.fixture
+def compose(podman: Podman, tmp_path: Path) -> Iterator[Compose]:
+    made: list[Composition] = []
+
+    def make(**variables: str) -> Composition:
+        made.append(Composition(podman, tmp_path / "compose.log", **variables))
+        return made[-1]
+
+    yield make
+    for composition in made:
+        composition.end()
+
+
+@pytest.mark.parametrize(
+    ("image", "job", "clients", "rounds"),
+    [
+        pytest.param(FEDLOG, "mnist", 3, 4, id="mnist-keras"),
+        pytest.param(SLIM, "digits", 4, 4, id="digits-slim"),
+    ],
+)
+def test_a_composition_learns_and_ends_by_itself(
+    compose: Compose, image: str, job: str, clients: int, rounds: int
+) -> None:
+    composition = compose(
+        FEDLOG_IMAGE=image, JOB=f"./examples/{job}", CLIENTS=str(clients), ROUNDS=str(rounds)
+    )
+    assert composition.compose("up", "--exit-code-from", "server") == 0, composition.said()
+    result = composition.result()
+    assert result["outcome"] == "Complete"
+    assert result["metrics"]["HeldOut"]["accuracy"] >= 0.9
+    assert result["participation"] == {f"site/{index}": rounds for index in range(clients)}
+
+
+def test_killed_containers_come_back_and_the_run_goes_on(compose: Compose) -> None:
+    rounds = 12
+    composition = compose(
+        FEDLOG_IMAGE=SLIM, JOB="./examples/digits", CLIENTS="2", ROUNDS=str(rounds)
+    )
+    assert composition.compose("up", "--detach") == 0, composition.said()
+    until(lambda: composition.rounds() >= 2, "the second round", 120)
+    composition.kill("server")
+    composition.kill("client")
+    until(lambda: composition.output("result.json").exists(), "the result", 150)
+    assert composition.result()["outcome"] == "Complete"
+    assert composition.result()["rounds"] == rounds
+    assert (composition.restarts("server"), composition.restarts("client")) == (1, 1)
