@@ -63,6 +63,7 @@ docs: $(READY) ## Write the generated pages again
 	$(BIN)/python -m fedlog.job.reference > docs/reference/job.md
 	$(BIN)/fedlog schema > docs/reference/federatedjob.schema.json
 	$(BIN)/python -m fedlog.cli.reference > docs/reference/cli.md
+	$(BIN)/python -m fedlog.wire.reference docs/reference/protocol.md
 
 clean: ## Remove what was built or measured here; .venv and runs/ stay
 	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -11,6 +11,7 @@ import zstandard
 
 from fedlog.wire import records, tensors
 from fedlog.wire.bulk import build_manifest, chunk_digest, raw_digest
+from fedlog.wire.updates import encode_update
 from fuzz.targets import JOB, MODEL, RUN
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -155,8 +156,12 @@ def _updates() -> list[bytes]:
     broken = b"".join(tensors.encode(MODEL | {"w": np.full((3, 2), np.nan, np.float32)}))
     other = b"".join(tensors.encode({"v": np.zeros(7, np.float64)}))
     packed = zstandard.ZstdCompressor().compress(finite)
+    part = {"w": np.ones((2, 2), np.float32)}
+    viewed = b"".join(encode_update(part, {"w": (3, 2)}))
     plain = [
-        b"n" + len(payload).to_bytes(3, "little") + payload for payload in (finite, broken, other)
+        kind + len(payload).to_bytes(3, "little") + payload
+        for payload in (finite, broken, other, viewed)
+        for kind in (b"n", b"p")
     ]
     return [*plain, b"z" + len(finite).to_bytes(3, "little") + packed]
 

@@ -20,7 +20,6 @@ from fedlog.job.errors import JobError
 from fedlog.job.loading import dump, loads
 from fedlog.learning.errors import LearningError
 from fedlog.learning.mean import WeightedMean
-from fedlog.learning.weights import Update
 from fedlog.rounds.events import UpdateArrived
 from fedlog.server.intake import Intake
 from fedlog.server.refusals import Refusals
@@ -42,6 +41,7 @@ from fedlog.wire.bulk import (
 )
 from fedlog.wire.errors import WireError
 from fedlog.wire.limits import Limits
+from fedlog.wire.updates import decode_update
 
 RUN = "fedlog.default.digits.manual"
 LIMITS = Limits(max_payload_bytes=2**20, max_header_bytes=2**16)
@@ -143,7 +143,7 @@ def tensor(data: bytes) -> None:
 
 
 def update(data: bytes) -> None:
-    """A whole update with the digests that it should have: chunk, tensors, fold."""
+    """A whole update with the digests that it should have: chunk, tensors, views, fold."""
     codec = "zstd" if data[:1] == b"z" else "none"
     size, encoded = int.from_bytes(data[1:4], "little") or 1, data[4:]
     if not encoded:
@@ -156,10 +156,10 @@ def update(data: bytes) -> None:
         digests=[chunk_digest(encoded)],
         raw_digest=raw_digest([encoded]) if codec == "none" else None,
     )
-    mean = WeightedMean(MODEL)
+    mean = WeightedMean(MODEL, partial=data[:1] == b"p")
     try:
         payload = download(None, claim, encoded, limits=LIMITS, timeout_s=5)
-        mean.fold(Update("site/0", tensors.decode(payload, LIMITS), 3))
+        mean.fold(decode_update(payload, LIMITS, client="site/0", examples=3))
     except (WireError, LearningError):
         assert mean.updates == 0
     else:
