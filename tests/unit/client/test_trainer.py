@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedlog.client.trainer import finite, subtract_in_place, training_seed
+from fedlog.client.trainer import Trained, Trainer, finite, subtract_in_place, training_seed
+from fedlog.job.loading import loads
 from fedlog.learning.errors import ShapeMismatchError
+from fedlog.wire.records import Training
 
 
 def test_the_delta_is_trained_minus_received_in_the_arrays_of_the_trained_model() -> None:
@@ -50,3 +53,58 @@ def test_figures_that_are_not_numbers_are_left_out() -> None:
 
 def test_a_record_carries_64_figures() -> None:
     assert len(finite({str(n): float(n) for n in range(100)})) == 64
+
+
+ADAPTED = """
+apiVersion: fedlog.dev/v1alpha1
+kind: FederatedJob
+metadata: {name: adapted}
+spec:
+  task: {entrypoint: "perceptrons.py:task"}
+  rounds: 1
+  partitioning: {name: Iid}
+  weightAdaptation: Partial
+  clients:
+  - {name: wide, replicas: 1}
+  - {name: narrow, replicas: 2, parameters: {hidden: [24]}}
+"""
+
+
+def test_what_is_not_exchanged_is_kept_for_each_client() -> None:
+    """Clients of one learner: only the last bias fits, and each goes on from its own rest."""
+    tasks = Path(__file__).parents[2] / "integration" / "adaptation"
+    trainer = Trainer(loads(ADAPTED, path=tasks / "job.yaml"), {}, ["wide/0", "narrow/0"])
+    generator = np.random.default_rng(0)
+    shapes = {"coefs_.0": (64, 32), "intercepts_.0": (32,), "coefs_.1": (32, 10)}
+    weights = {
+        name: generator.standard_normal(shape).astype(np.float32) / 10
+        for name, shape in (shapes | {"intercepts_.1": (10,)}).items()
+    }
+    work = Training(local_epochs=1, batch_size=16, learning_rate=0.1)
+
+    def train(client: str, base: str) -> Trained:
+        trained = trainer.train(
+            client, 1, work, base, weights, evaluate=False, should_stop=lambda: False
+        )
+        assert trained is not None
+        return trained
+
+    assert train("wide/0", "v0").delta.keys() == weights.keys()
+    first = train("narrow/1", "v0").delta["intercepts_.1"]
+    other = train("narrow/0", "v0")
+    assert list(other.delta) == ["intercepts_.1"]
+    # The same work from the same version, but from layers that have learned once already.
+    assert not np.array_equal(train("narrow/1", "v0").delta["intercepts_.1"], first)
+
+    once = trainer.evaluate("narrow/1", "Clients", "v0", weights)
+    trainer.evaluate("narrow/0", "Clients", "v0", weights)
+    again = trainer.evaluate("narrow/1", "Clients", "v0", weights)
+    assert once is not None
+    assert once == again
+
+
+def test_a_process_loads_one_learner_for_each_set_of_parameters_that_it_hosts() -> None:
+    tasks = Path(__file__).parents[2] / "integration" / "adaptation"
+    job = loads(ADAPTED, path=tasks / "job.yaml")
+    assert len(Trainer(job, {}, ["narrow/0", "narrow/1"])._models) == 1
+    assert len(Trainer(job, {}, ["narrow/0", "wide/0", "evaluator/0"])._models) == 2

@@ -41,6 +41,7 @@ def exercise(metrics: ServerMetrics) -> None:
             lost=1,
             refused={"stale": 2},
             refused_records={"malformed": 3},
+            adapted={"Cut": 2},
             bytes_up=10,
             bytes_raw_up=20,
             bytes_down=5,
@@ -69,6 +70,8 @@ def test_a_round_and_a_status_are_what_prometheus_reads(metrics: ServerMetrics) 
     assert value(metrics, "fedlog_phase", phase="Failed") == 0
     assert value(metrics, "fedlog_updates_accepted_total", timeliness="on_time") == 3
     assert value(metrics, "fedlog_updates_accepted_total", timeliness="late") == 1
+    assert value(metrics, "fedlog_updates_adapted_total", coverage="cut") == 2
+    assert value(metrics, "fedlog_updates_adapted_total", coverage="partial") == 0
     assert value(metrics, "fedlog_updates_refused_total", reason="stale") == 2
     assert value(metrics, "fedlog_records_refused_total", reason="malformed") == 3
     transferred = "fedlog_transferred_bytes_total"
