@@ -117,13 +117,10 @@ class SecuredKafka:
             admin.create_acls(acls)
 
     def change_password(self, user: str, fresh: str) -> None:
+        """Of SCRAM-SHA-512."""
+        change = UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, fresh)
         with self.admin() as admin:
-            admin.alter_user_scram_credentials(
-                [
-                    UserScramCredentialUpsertion(user, mechanism, fresh, iterations=4096)
-                    for mechanism in (ScramMechanism.SCRAM_SHA_512, ScramMechanism.SCRAM_SHA_256)
-                ]
-            )
+            assert admin.alter_user_scram_credentials([change]) == {user: None}
 
     @contextmanager
     def admin(self) -> Iterator[KafkaAdminClient]:

@@ -12,7 +12,14 @@ from fedlog.errors import FedlogError
 from fedlog.job.errors import JobError
 from fedlog.local.errors import NotEnoughMemoryError, ProcessDiedError, TaskProcessError
 from fedlog.tasks.errors import DataError, EntrypointError
-from fedlog.transport.errors import BrokerUnavailableError, FencedError, UnknownTopicError
+from fedlog.transport.errors import (
+    AuthenticationError,
+    BrokerUnavailableError,
+    FencedError,
+    NotAllowedError,
+    SecuritySettingsError,
+    UnknownTopicError,
+)
 
 
 def fedlog(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +42,9 @@ def fedlog(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         (TaskProcessError(""), exit_codes.TASK),
         (FencedError(""), exit_codes.REPLACED),
         (BrokerUnavailableError(""), exit_codes.UNAVAILABLE),
+        (AuthenticationError(""), exit_codes.DENIED),
+        (NotAllowedError(""), exit_codes.DENIED),
+        (SecuritySettingsError(""), exit_codes.USAGE),
         (UnknownTopicError(""), exit_codes.UNAVAILABLE),
         (NotEnoughMemoryError(""), exit_codes.FAILED),
         (ProcessDiedError(""), exit_codes.FAILED),

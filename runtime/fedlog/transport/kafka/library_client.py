@@ -14,10 +14,10 @@ from typing import Any
 
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
-from kafka.net.inet import create_connection
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
-from kafka.net.transport import KafkaSSLTransport
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from fedlog.transport.errors import SecuritySettingsError
 from fedlog.transport.kafka.security import CredentialFiles
@@ -68,18 +68,41 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc] # the library has 
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         context = self._credentials.current().context
+        connected = await self._socket(node, timeout_at)
         if context is None:
-            return await super()._build_transport(node, timeout_at=timeout_at)
-        sock = await create_connection(
-            self._net, node.host, node.port, self.config["socket_options"], timeout_at=timeout_at
-        )
-        transport = _TlsTransport(self._net, sock, host=node.host, ssl_context=context)
+            return KafkaTCPTransport(self._net, connected, host=node.host)
+        transport = _TlsTransport(self._net, connected, host=node.host, ssl_context=context)
         try:
             await transport.handshake()
         except Exception as error:
             transport.abort(error)
             raise kafka_errors.KafkaConnectionError(f"TLS handshake: {error}") from error
         return transport
+
+    async def _socket(self, node: Any, timeout_at: float | None) -> Any:
+        sockets = _Sockets()
+        problem: Exception = kafka_errors.KafkaConnectionError("its name is not known")
+        for found in sockets.dns_lookup(node.host, node.port):
+            try:
+                return await sockets.connect(
+                    self._net, found, self.config["socket_options"], timeout_at=timeout_at
+                )
+            except (OSError, kafka_errors.KafkaError) as error:
+                problem = error
+        raise kafka_errors.KafkaConnectionError(f"no connection: {problem}") from problem
+
+
+class _Sockets(KafkaNetSocket):  # type: ignore[misc] # the library has no types
+    """The library leaves sockets open whose connection is refused."""
+
+    SCHEMES = ()
+
+    async def sock_connect(self, net: Any, sock: Any, *details: Any, **more: Any) -> Any:
+        try:
+            return await super().sock_connect(net, sock, *details, **more)
+        except BaseException:
+            sock.close()
+            raise
 
 
 class _TlsTransport(KafkaSSLTransport):  # type: ignore[misc] # the library has no types

@@ -171,9 +171,10 @@ class KafkaReader:
             )
             self._asked = (self._next, now)
         offset, asked_at = self._asked
-        response = self._socket.answer(timeout_s + _ANSWER_S)
+        give_up_at = asked_at + self._wait_s + self._connection.request_s
+        response = self._socket.answer(min(timeout_s + _ANSWER_S, max(give_up_at - now, 0.0)))
         if response is None:
-            if now - asked_at > self._wait_s + self._connection.request_s:
+            if time.monotonic() >= give_up_at:
                 raise kafka_errors.KafkaTimeoutError(f"no answer from {self._socket.address}")
             return None
         self._asked = None
