@@ -31,9 +31,9 @@ from fedlog.server.errors import ReplayError
 from fedlog.server.folding import Folder
 from fedlog.server.global_model import GlobalModel
 from fedlog.server.journal import read_journal
-from fedlog.transport.archive import read_all
 from fedlog.transport.base import Transport
 from fedlog.transport.errors import BulkMissingError, UnknownTopicError
+from fedlog.transport.reading import read_all
 from fedlog.wire import records
 from fedlog.wire.bulk import BulkManifest
 from fedlog.wire.errors import WireError

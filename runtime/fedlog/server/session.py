@@ -32,6 +32,7 @@ from fedlog.server.sizes import CLIENTS_PER_WELCOME, inline_model_bytes
 from fedlog.telemetry.result import Result
 from fedlog.telemetry.run_folder import RunFolder
 from fedlog.telemetry.status import RoundReport
+from fedlog.transport.archive import export_log
 from fedlog.transport.base import Bytes, Record, Transport
 from fedlog.transport.bulk import upload
 from fedlog.transport.errors import TransportError
@@ -583,11 +584,32 @@ class ServerSession:
         self._reporter.update_status(self._engine, time.monotonic())
         try:
             self._see_off(turn)
+            self._export_log(turn)
             if self._job.spec.kafka.topics.deletion_policy is DeletionPolicy.DELETE:
                 self._transport.delete_topics(sorted(self._created))
-        except TransportError as error:
+        except (TransportError, TerminatedError) as error:
             log.warning("the run is over, but its topics are not deleted: %s", error)
         return result.model_copy(update={"folder": self._folder.path})
+
+    def _export_log(self, turn: Callable[[], None]) -> None:
+        """With retain: All, the log goes to the run folder before it goes with topics or broker.
+
+        Raises TransportError and TerminatedError; the topics stay then.
+        """
+        topics = self._job.spec.kafka.topics
+        if topics.retain is not Retain.ALL:
+            return
+        if topics.deletion_policy is DeletionPolicy.RETAIN and self._transport.can_trim:
+            log.info("the log stays: fedlog replay --broker HOST:PORT --run-id %s", self._run)
+            return
+        path = self._folder.log
+        log.info("writing the log to %s", path)
+        written = export_log(
+            self._transport, self._names, self._run, path, chunk_bytes=self._chunk_bytes, turn=turn
+        )
+        log.info("%s: %d records, %.1f MB", path.name, written.records, written.size_bytes / 1e6)
+        if written.missing:
+            log.warning("the chunks of %d manifests were gone already", written.missing)
 
     def _see_off(self, turn: Callable[[], None]) -> None:
         """Wait until the clients have left, or FAREWELL_S."""

@@ -2,10 +2,12 @@
 
     runs/<job>-<YYYYmmdd-HHMMSS>/      local time; `runs/latest` points to the newest one
       job.yaml                         the job as resolved: defaults filled in, overrides applied
+      run.json                         what `fedlog run --resume` needs besides
       logs/                            one file per process
       metrics.jsonl                    one RoundReport a line
       result.json                      the Result; written once, when the run is over
       model.safetensors, model.keras   the last version
+      log.sqlite                       the log, with topics.retain: All
       checkpoints/                     versions that output.keepBest or output.checkpointEvery keep
       report.html                      the report
 
@@ -100,6 +102,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def log(self) -> Path:
+        """The run's log (`fedlog.transport.archive`), where topics.retain is All."""
+        return self.path / "log.sqlite"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"
@@ -122,7 +129,7 @@ class RunFolder:
             kept = [self.best_model]
             kept += self.checkpoints.glob("version-*.safetensors")
             for path in (
-                *(self.metrics, self.result, self.report, self.model, self.keras_model),
+                *(self.metrics, self.result, self.report, self.model, self.keras_model, self.log),
                 *kept,
             ):
                 path.unlink(missing_ok=True)

@@ -5,34 +5,308 @@
                                                     primary key (topic, partition, offset)
 
 Topics, partitions and offsets are those of the broker, so that what one record says of another
-stays true. `timestamp` is in milliseconds; of bulk it is not kept, and NULL.
+stays true. It holds what is on `control`, `events` and `journal`, and the chunks that manifests
+there name; chunks that nobody committed are left out. `timestamp` is in milliseconds since 1970,
+the broker's; it is NULL for chunks.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote
 
-from fedlog.transport.base import Record, Transport
+from fedlog.transport.base import BulkReader, Reader, Record, TopicSpec, Transport, Writer
+from fedlog.transport.errors import BulkMissingError, TransportError, UnknownTopicError
+from fedlog.transport.reading import read_all
+from fedlog.transport.topics import TopicNames
+from fedlog.wire import records
+from fedlog.wire.bulk import BulkManifest
+from fedlog.wire.errors import WireError
 
-_POLL_S = 0.25
-_QUIET_S = 2.0
-_BATCH = 100
+log = logging.getLogger(__name__)
+
+FORMAT = "1"
+_CHUNK_TIMEOUT_S = 60.0
+_TABLES = """
+CREATE TABLE archive(key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE records(
+  topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
+  timestamp INTEGER, key BLOB, value BLOB NOT NULL,
+  PRIMARY KEY (topic, partition, offset)
+);
+"""
 
 
-def read_all(transport: Transport, topic: str, *, committed: bool = False) -> Iterator[Record]:
-    """What one partition holds now, from the first record that is there. Raises TransportError."""
-    reader = transport.reader(topic, start=0, committed=committed)
+# ---- writing -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. missing: manifests whose chunks are not on the log any more."""
+
+    records: int
+    size_bytes: int
+    missing: int
+
+
+def export_log(
+    transport: Transport,
+    names: TopicNames,
+    run: str,
+    path: Path,
+    *,
+    chunk_bytes: int,
+    turn: Callable[[], None] = lambda: None,
+) -> Exported:
+    """Write the run's log to `path`, which is replaced once all of it is there.
+
+    Holds a few records at a time, whatever the log holds. turn: called between records; what it
+    raises ends the export, and `path` stays as it was. Raises TransportError, also for a full disk.
+    """
+    with _replacing(path) as database:
+        database.executemany(
+            "INSERT INTO archive VALUES (?, ?)", [("format", FORMAT), ("run", run)]
+        )
+        export = _Export(transport, names, database, turn)
+        with closing(transport.bulk_reader(chunk_bytes)) as chunks:
+            for topic, committed in (
+                (names.journal, True),
+                (names.control, True),
+                (names.events, False),
+            ):
+                for record in read_all(transport, topic, committed=committed):
+                    export.add(topic, record, chunks)
+    return Exported(export.count, path.stat().st_size, export.missing)
+
+
+class _Export:
+    def __init__(
+        self,
+        transport: Transport,
+        names: TopicNames,
+        database: sqlite3.Connection,
+        turn: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._bulk = (names.model, names.updates)
+        self._database = database
+        self._turn = turn
+        self.count = 0
+        self.missing = 0
+
+    def add(self, topic: str, record: Record, chunks: BulkReader) -> None:
+        """A small record, and the chunks that it names."""
+        self._turn()
+        self._insert(topic, 0, record.offset, record.timestamp_ms, record.key, record.value)
+        try:
+            found, _ = records.decode(record.value)
+        except WireError:
+            return  # it is kept as it is; readers skip it, too
+        manifest = records.manifest_of(found)
+        if manifest is None or manifest.topic is None or not self._is_bulk(manifest.topic):
+            return
+        try:
+            self._add_chunks(manifest.topic, manifest, chunks)
+        except BulkMissingError as error:
+            self.missing += 1
+            log.debug("%s, offset %d: %s", topic, record.offset, error)
+
+    def _add_chunks(self, topic: str, manifest: BulkManifest, chunks: BulkReader) -> None:
+        partition = manifest.partition
+        # What a manifest claims may be more than it has digests for: no more is looked for.
+        offsets = islice(manifest.offsets(), manifest.chunk_count)
+        wanted = [o for o in offsets if not self._has(topic, partition, o)]
+        for offset, value in zip(
+            wanted, chunks.read(topic, partition, wanted, _CHUNK_TIMEOUT_S), strict=True
+        ):
+            self._turn()
+            self._insert(topic, partition, offset, None, None, value)
+
+    def _is_bulk(self, topic: str) -> bool:
+        """A topic of the run's bulk or a generation of it: a manifest may name any topic."""
+        name, _, number = topic.rpartition(".")
+        return topic in self._bulk or (name in self._bulk and number.isdecimal())
+
+    def _has(self, topic: str, partition: int, offset: int) -> bool:
+        return bool(
+            self._database.execute(
+                "SELECT 1 FROM records WHERE topic = ? AND partition = ? AND offset = ?",
+                (topic, partition, offset),
+            ).fetchone()
+        )
+
+    def _insert(self, *row: str | int | bytes | None) -> None:
+        self._database.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
+        self.count += 1
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A new database that takes the place of `path` once it is complete; on an error `path` stays.
+
+    Raises TransportError where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        end = reader.end_offset()
-        # The end of a transaction takes an offset that no reader gets to see, and an open one hides
-        # what follows: time ends this.
-        deadline = time.monotonic() + _QUIET_S
-        while reader.position < end and time.monotonic() < deadline:
-            for record in reader.poll(_POLL_S, _BATCH):
-                if record.offset >= end:
-                    return
-                yield record
-                deadline = time.monotonic() + _QUIET_S
+        temporary.unlink(missing_ok=True)
+        with closing(sqlite3.connect(temporary)) as database:
+            # Nobody reads it before it is complete, so that it needs no journal of its own; pages
+            # leave the cache (2 MB) as they are filled.
+            database.execute("PRAGMA journal_mode = OFF")
+            database.executescript(_TABLES)
+            yield database
+            database.commit()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (sqlite3.Error, OSError) as error:
+        raise TransportError(f"{path} cannot be written: {error}") from error
     finally:
-        reader.close()
+        with suppress(OSError):
+            temporary.unlink()
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+class ArchiveTransport:
+    """A log that is read from a file; everything that would change it raises TransportError."""
+
+    can_trim = False
+    wakes_readers = True
+
+    def __init__(self, path: Path) -> None:
+        """Raises TransportError where there is no archive, or one of another format."""
+        self._path = path
+        try:
+            with closing(_open(path)) as database:
+                found = dict(database.execute("SELECT key, value FROM archive"))
+        except sqlite3.Error as error:
+            raise TransportError(f"{path} is not the log of a run: {error}") from error
+        if found.get("format") != FORMAT:
+            raise TransportError(
+                f"{path} has format {found.get('format')}; this Fedlog reads {FORMAT}"
+            )
+        self.run = str(found.get("run"))
+        """The run's name in records and topics."""
+
+    def partitions(self, topic: str, timeout_s: float = 0.0) -> int | None:
+        del timeout_s  # nothing will appear
+        with closing(_open(self._path)) as database:
+            (last,) = database.execute(
+                "SELECT max(partition) FROM records WHERE topic = ?", (topic,)
+            ).fetchone()
+        return None if last is None else int(last) + 1
+
+    def reader(
+        self,
+        topic: str,
+        *,
+        partition: int = 0,
+        start: int | None = 0,
+        dense: bool = False,
+        committed: bool = False,
+        wait_s: float = 0.02,
+    ) -> Reader:
+        del dense, committed, wait_s  # what did not count was left out when it was written
+        count = self.partitions(topic)
+        if count is None or not 0 <= partition < count:
+            raise UnknownTopicError(f"{self._path} has nothing of {topic}/{partition}")
+        return _ArchiveReader(_open(self._path), topic, partition, start)
+
+    def bulk_reader(self, chunk_bytes: int) -> BulkReader:
+        del chunk_bytes
+        return _ArchiveBulkReader(_open(self._path))
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> frozenset[str]:
+        del specs
+        self._refuse()
+
+    def delete_topics(self, names: Iterable[str]) -> None:
+        del names
+        self._refuse()
+
+    def trim(self, topic: str, partition: int, before_offset: int) -> None:
+        del topic, partition, before_offset
+        self._refuse()
+
+    def writer(self, *, transactional_id: str | None = None) -> Writer:
+        del transactional_id
+        self._refuse()
+
+    def close(self) -> None:
+        """Nothing is held; readers are closed by who opened them."""
+
+    def _refuse(self) -> NoReturn:
+        raise TransportError(f"{self._path} can only be read")
+
+
+class _ArchiveReader:
+    def __init__(
+        self, database: sqlite3.Connection, topic: str, partition: int, start: int | None
+    ) -> None:
+        self._database = database
+        self._at = (topic, partition)
+        self._position = self.end_offset() if start is None else start
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def poll(self, timeout_s: float, max_records: int = 1000) -> Sequence[Record]:
+        del timeout_s  # nothing comes later
+        rows = self._database.execute(
+            "SELECT offset, coalesce(timestamp, 0), key, value FROM records "
+            "WHERE topic = ? AND partition = ? AND offset >= ? ORDER BY offset LIMIT ?",
+            (*self._at, self._position, max_records),
+        ).fetchall()
+        if rows:
+            self._position = rows[-1][0] + 1
+        return [Record(*row) for row in rows]
+
+    def seek(self, offset: int) -> None:
+        self._position = offset
+
+    def end_offset(self) -> int:
+        (last,) = self._database.execute(
+            "SELECT max(offset) FROM records WHERE topic = ? AND partition = ?", self._at
+        ).fetchone()
+        return 0 if last is None else int(last) + 1
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class _ArchiveBulkReader:
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def read(
+        self, topic: str, partition: int, offsets: Iterable[int], timeout_s: float
+    ) -> Iterator[bytes]:
+        del timeout_s
+        for offset in offsets:
+            found = self._database.execute(
+                "SELECT value FROM records WHERE topic = ? AND partition = ? AND offset = ?",
+                (topic, partition, offset),
+            ).fetchone()
+            if found is None:
+                raise BulkMissingError(f"{topic}/{partition} has no record at offset {offset}")
+            yield found[0]
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    # immutable: nothing writes it, so that no lock is taken and a read-only folder will do.
+    address = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+    return sqlite3.connect(address, uri=True, check_same_thread=False)

@@ -409,7 +409,8 @@ def _check_header_size(size: int) -> None:
         raise LimitExceededError(f"a header of {size} bytes; {MAX_HEADER_BYTES} are allowed")
 
 
-def _manifest(record: AnyRecord) -> BulkManifest | None:
+def manifest_of(record: AnyRecord) -> BulkManifest | None:
+    """What the record commits or announces; None where it is about no payload."""
     match record:
         case (
             Updated(bulk=manifest)
@@ -423,7 +424,7 @@ def _manifest(record: AnyRecord) -> BulkManifest | None:
 
 def _check_claims(record: AnyRecord, payload: memoryview) -> None:
     """What would let a record that is kept for a while take much more memory than it says."""
-    manifest = _manifest(record)
+    manifest = manifest_of(record)
     if manifest is None:
         return
     if manifest.inline and (
@@ -443,7 +444,7 @@ def _check_claims(record: AnyRecord, payload: memoryview) -> None:
 
 
 def _check_payload(record: AnyRecord, payload: memoryview) -> None:
-    manifest = _manifest(record)
+    manifest = manifest_of(record)
     expected = manifest is not None and manifest.inline
     if expected and not payload:
         raise WireError(f"{record.type}: the manifest is inline, but there is no payload")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +16,7 @@ from fedlog.job.model import StrategyParameters, StrategySpec
 from fedlog.server.errors import ReplayError
 from fedlog.server.replay import ReplayedRound, Rule, Verdict, replay
 from fedlog.telemetry.run_folder import read_metrics
+from fedlog.transport.archive import ArchiveTransport
 from fedlog.transport.memory import MemoryTransport
 from fedlog.wire import records, tensors
 from fedlog.wire.limits import Limits
@@ -169,3 +172,30 @@ def test_a_rule_that_leaves_nobody_makes_no_version(bench: Bench, log: MemoryTra
     found = replay(log, bench.run, rule=Rule(without=frozenset(SITES)))
     assert verdicts(found) == ["ok"] * 3
     assert all(each.other is not None and each.other.problem for each in found)
+
+
+def test_with_all_the_run_folder_has_the_log_when_the_topics_are_gone(
+    bench: Bench, log: MemoryTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    played(bench, BULK, {"topics": {"retain": "All"}})
+    assert log.partitions(bench.names.journal) is None
+    archive = ArchiveTransport(bench.output.log)
+    assert archive.run == bench.run
+    assert verdicts(replay(archive, archive.run)) == ["ok"] * 3
+    assert re.search(r"log\.sqlite: \d+ records, 2\.\d MB", caplog.text)
+
+
+def test_where_the_topics_stay_the_log_stays_there(bench: Bench, log: MemoryTransport) -> None:
+    played(bench)
+    assert not bench.output.log.exists()
+    assert verdicts(replay(log, bench.run)) == ["ok"] * 3
+
+
+def test_a_log_that_cannot_be_written_keeps_the_topics(
+    bench: Bench, log: MemoryTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    (bench.output.path / f".log.sqlite.{os.getpid()}").mkdir(parents=True)  # in its way
+    played(bench, SMALL, {"topics": {"retain": "All"}})
+    assert "its topics are not deleted" in caplog.text
+    assert verdicts(replay(log, bench.run)) == ["ok"] * 3
