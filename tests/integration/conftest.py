@@ -14,6 +14,7 @@ from fedlog.transport.base import Transport
 from fedlog.transport.broker_process import BrokerProcess
 from fedlog.transport.embedded import EmbeddedBroker
 from fedlog.transport.kafka import KafkaTransport
+from fedlog.transport.kafka.security import PLAINTEXT
 from fedlog.transport.memory import MemoryTransport
 from integration.secured import SecuredKafka, everything
 
@@ -66,18 +67,31 @@ def broker(request: pytest.FixtureRequest) -> BrokerProcess:
     return found
 
 
-@pytest.fixture(params=[pytest.param("memory", id="memory"), *KAFKA_BROKERS])
+@pytest.fixture(
+    params=[
+        pytest.param("memory", id="memory"),
+        *KAFKA_BROKERS,
+        pytest.param("secured_kafka", id="secured", marks=pytest.mark.apache_kafka),
+    ]
+)
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[], Transport]]:
-    """Makes connections to one log: memory, then each real broker; closed after the test."""
+    """Makes connections to one log: memory, each real broker, one over TLS with a password whose
+    sessions end every few seconds; closed after the test.
+    """
     made: list[Transport] = []
     if request.param == "memory":
         log = MemoryTransport()
         yield lambda: log
     else:
-        address = request.getfixturevalue(request.param).bootstrap_servers
+        broker = request.getfixturevalue(request.param)
+        address, security = (
+            (broker.sasl, broker.scram("operator"))
+            if isinstance(broker, SecuredKafka)
+            else (broker.bootstrap_servers, PLAINTEXT)
+        )
 
         def another() -> Transport:
-            made.append(KafkaTransport(address, deadline_s=20))
+            made.append(KafkaTransport(address, deadline_s=20, security=security))
             return made[-1]
 
         yield another
