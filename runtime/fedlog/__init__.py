@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedlog.client import FederatedClient
     from fedlog.job.loading import load as load_job
     from fedlog.job.model import FederatedJob
-    from fedlog.local.run import run
+    from fedlog.local.run import resume, run
     from fedlog.server import FederatedServer
     from fedlog.tasks.base import Task
     from fedlog.tasks.keras import KerasTask
@@ -31,6 +31,7 @@ _HOME = {
     "SklearnTask": ("fedlog.tasks.sklearn", "SklearnTask"),
     "Task": ("fedlog.tasks.base", "Task"),
     "load_job": ("fedlog.job.loading", "load"),
+    "resume": ("fedlog.local.run", "resume"),
     "run": ("fedlog.local.run", "run"),
 }
 
@@ -44,6 +45,7 @@ __all__ = [
     "Task",
     "__version__",
     "load_job",
+    "resume",
     "run",
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import fedlog
 from fedlog import exit_codes
 from fedlog.job.errors import JobError
 from fedlog.telemetry.run_folder import read_metrics
+from fedlog.transport.embedded import EmbeddedBroker
 from processes import gone, until
 
 WITHIN_S = 120.0
@@ -59,9 +61,9 @@ def start(tmp_path: Path):
     """Starts `fedlog run` in the background; whatever is left of it is killed after the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str | Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedlog", "run", str(path), *arguments],
+            [sys.executable, "-m", "fedlog", "run", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -81,8 +83,8 @@ def start(tmp_path: Path):
 
 @pytest.fixture
 def run(start):
-    def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = start(path, *arguments)
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        process = start(*arguments)
         out, err = process.communicate(timeout=WITHIN_S)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -149,6 +151,7 @@ def test_a_run_folder_holds_all_that_is_left(finished):
         "model.safetensors",
         "report.html",
         "result.json",
+        "run.json",
     }, "no model.keras of a scikit-learn model, and nothing temporary"
     assert {path.name for path in (folder / "logs").iterdir()} >= {"server.log", "worker-0.log"}
 
@@ -268,8 +271,26 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_starts(job, ru
     assert logs == {"initial.log"}
 
 
-def test_a_killed_server_ends_the_run_and_is_named(job, start):
-    process = start(job(digits(rounds=10_000)))
+def test_a_killed_server_is_started_again_and_nobody_trains_twice(job, start, tmp_path):
+    process = start(job(digits(rounds=60)))
+    until(lambda: in_training(tmp_path), "the first round")
+    server = with_argument(process, "--status-file")
+    assert server is not None
+    server.kill()
+    out, err = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == exit_codes.OK, out + err
+    (line,) = [line for line in out.splitlines() if line.startswith("server died")]
+    assert re.fullmatch(r"server died \(SIGKILL\) in round \d+, started again \(1/5\)", line)
+    folder = tmp_path / "runs" / "latest"
+    reports = [r for r in read_metrics(folder / "metrics.jsonl") if r.round > 0]
+    assert [report.round for report in reports] == list(range(1, 61))
+    assert all(len(report.participants) == 4 for report in reports)
+    log = (folder / "logs" / "server.log").read_text()
+    assert log.count("---- server is started again") == 1
+
+
+def test_a_server_that_dies_too_often_ends_the_run_and_is_named(job, start):
+    process = start(job(digits(rounds=10_000, failurePolicy={"maxServerRestarts": 0})))
     until(lambda: with_argument(process, "--status-file") is not None, "the server's start")
     children = descendants(process)
     server = with_argument(process, "--status-file")
@@ -278,12 +299,28 @@ def test_a_killed_server_ends_the_run_and_is_named(job, start):
     _, err = process.communicate(timeout=60)
     assert process.returncode == exit_codes.FAILED
     assert "server was killed (SIGKILL)" in err
+    assert "failurePolicy.maxServerRestarts is 0" in err
     assert [child for child in children if not gone(child)] == []
 
 
-def test_a_killed_worker_is_named_and_without_quorum_the_run_ends(job, start, tmp_path):
+def test_a_killed_worker_is_started_again(job, start, tmp_path):
+    process = start(job(digits(rounds=100, participation={"minClients": 4})))
+    until(lambda: in_training(tmp_path), "the first round")
+    worker = with_argument(process, "--clients")
+    assert worker is not None
+    worker.kill()
+    out, err = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == exit_codes.OK, out + err
+    (line,) = [line for line in out.splitlines() if line.startswith("worker-0 died")]
+    assert line.endswith("started again (1/5)")
+    reports = [r for r in read_metrics(tmp_path / "runs/latest/metrics.jsonl") if r.round > 0]
+    assert {len(report.participants) for report in reports} == {4}
+
+
+def test_a_lost_worker_is_named_and_without_quorum_the_run_ends(job, start, tmp_path):
     participation = {"minClients": 4, "lostAfterSeconds": 600}
-    process = start(job(digits(rounds=10_000, participation=participation)))
+    failures = {"maxClientRestarts": 0}
+    process = start(job(digits(rounds=10_000, participation=participation, failurePolicy=failures)))
     until(lambda: in_training(tmp_path), "the first round")
     began = time.monotonic()
     worker = with_argument(process, "--clients")
@@ -299,9 +336,13 @@ def test_a_killed_worker_is_named_and_without_quorum_the_run_ends(job, start, tm
     assert result["outcome"] == "Failed"
 
 
-def test_a_killed_worker_is_named_and_with_quorum_the_run_goes_on(job, start, tmp_path):
+def test_a_lost_worker_is_named_and_with_quorum_the_run_goes_on(job, start, tmp_path):
     participation = {"minClients": 1, "heartbeatSeconds": 1, "lostAfterSeconds": 2}
-    process = start(job(digits(rounds=100, evaluation={}, participation=participation)))
+    failures = {"maxClientRestarts": 0}
+    path = job(
+        digits(rounds=100, evaluation={}, participation=participation, failurePolicy=failures)
+    )
+    process = start(path)
     until(lambda: in_training(tmp_path), "the first round")
     worker = with_argument(process, "--clients")
     assert worker is not None
@@ -311,6 +352,104 @@ def test_a_killed_worker_is_named_and_with_quorum_the_run_goes_on(job, start, tm
     assert "lost site/0, site/2: worker-0 was killed (SIGKILL)" in out
     reports = read_metrics(tmp_path / "runs" / "latest" / "metrics.jsonl")
     assert set(reports[-1].participants) == {"site/1", "site/3"}
+
+
+def test_more_lost_clients_than_allowed_end_the_run(job, start, tmp_path):
+    failures = {"maxClientRestarts": 0, "maxLostClients": 1}
+    participation = {"minClients": 1, "heartbeatSeconds": 1, "lostAfterSeconds": 2}
+    process = start(job(digits(rounds=10_000, participation=participation, failurePolicy=failures)))
+    until(lambda: in_training(tmp_path), "the first round")
+    worker = with_argument(process, "--clients")
+    assert worker is not None
+    worker.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_codes.FAILED
+    assert err.startswith("error: 2 of 4 clients are lost, and failurePolicy.maxLostClients is 1")
+
+
+def test_the_embedded_brokers_death_ends_the_run_and_says_what_to_use(job, start, tmp_path, run):
+    process = start(job(digits(rounds=10_000)))
+    until(lambda: in_training(tmp_path), "the first round")
+    children = descendants(process)
+    (broker,) = [child for child in children if "tansu" in child.name()]
+    broker.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_codes.UNAVAILABLE
+    assert err.startswith("error: the embedded broker ended (SIGKILL)")
+    assert "--broker HOST:PORT of a Kafka" in err
+    assert [child for child in children if not gone(child)] == []
+    resumed = run("--resume", "runs/latest")
+    assert resumed.returncode == exit_codes.USAGE
+    assert "cannot go on: its log was in the embedded broker" in resumed.stderr
+    assert "--broker HOST:PORT of a Kafka" in resumed.stderr
+
+
+def test_a_run_goes_on_after_everything_of_it_was_killed(
+    job, start, run, tmp_path, embedded_broker
+):
+    """The broker is one that outlives the run; the folder and the log are all that is left."""
+    path = job(digits(rounds=40))
+    process = start(path, "--broker", embedded_broker.bootstrap_servers)
+    until(lambda: in_training(tmp_path), "the first round")
+    busy = run("--resume", "runs/latest")
+    assert busy.returncode == exit_codes.USAGE
+    assert "another process runs this run now" in busy.stderr
+    children = descendants(process)
+    process.kill()
+    process.communicate(timeout=30)
+    until(lambda: all(gone(child) for child in children), "the end of every child", 30)
+    path.unlink()  # the job as resolved is in the run folder
+    folder = (tmp_path / "runs" / "latest").resolve()
+    before = {r.round: r.digest for r in read_metrics(folder / "metrics.jsonl")}
+
+    resumed = run("--resume", "runs/latest")
+    assert resumed.returncode == exit_codes.OK, resumed.stdout + resumed.stderr
+    assert resumed.stdout.startswith(f"going on with runs/{folder.name}")
+    assert len(list((tmp_path / "runs").iterdir())) == 2, "the folder and `latest`"
+    after = {r.round: r.digest for r in read_metrics(folder / "metrics.jsonl")}
+    assert sorted(after) == list(range(41))
+    assert {number: after[number] for number in before} == before
+    assert (folder / "report.html").exists()
+
+    over = run("--resume", "runs/latest")
+    assert over.returncode == exit_codes.OK
+    assert over.stdout.startswith("this run is over: Complete, ")
+
+
+def test_a_run_broken_off_goes_on_once_the_cause_is_mended(
+    job, start, run, tmp_path, embedded_broker
+):
+    failures = {"maxServerRestarts": 0}
+    path = job(digits(rounds=60, failurePolicy=failures))
+    process = start(path, "--broker", embedded_broker.bootstrap_servers)
+    until(lambda: in_training(tmp_path), "the first round")
+    server = with_argument(process, "--status-file")
+    assert server is not None
+    server.kill()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == exit_codes.FAILED
+    folder = (tmp_path / "runs" / "latest").resolve()
+    assert f"to go on: fedlog run --resume runs/{folder.name}" in out
+    resumed = run("--resume", str(folder))
+    assert resumed.returncode == exit_codes.OK, resumed.stdout + resumed.stderr
+    assert json.loads((folder / "result.json").read_text())["outcome"] == "Complete"
+
+
+def test_a_broker_without_the_runs_log_is_refused(job, start, run, tmp_path, embedded_broker):
+    process = start(job(digits(rounds=10_000)), "--broker", embedded_broker.bootstrap_servers)
+    until(lambda: in_training(tmp_path), "the first round")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    with EmbeddedBroker() as other:
+        resumed = run("--resume", "runs/latest", "--broker", other.bootstrap_servers)
+    assert resumed.returncode == exit_codes.USAGE
+    assert "has no topics of this run" in resumed.stderr
+
+
+def test_resume_takes_no_other_job(job, run):
+    refused = run(job(), "--resume", "runs/latest", "--set", "rounds=1")
+    assert refused.returncode == exit_codes.USAGE
+    assert "leave out JOB, --set" in " ".join(refused.stderr.replace("│", " ").split())
 
 
 def test_a_kept_broker_outlives_the_run(job, run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,25 +20,50 @@ from fedlog.transport.errors import BrokerUnavailableError
 
 _START_S = 20.0
 _POLL_S = 0.05
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
 class RunningBroker:
     """address: `host:port[,…]`. process: the embedded broker, None where it is not ours to watch.
-    note: what a person should know about it, or empty.
+    kept: the same where it stays after the run. note: what a person should know about it, or empty.
     """
 
     address: str
     process: BrokerProcess | None = None
+    kept: subprocess.Popen[bytes] | None = None
     note: str = ""
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.process is not None or self.kept is not None
 
     def check(self) -> None:
         """Raise BrokerUnavailableError when the embedded broker has ended."""
-        code = None if self.process is None else self.process.poll()
-        if self.process is not None and code is not None:
+        words = ""
+        code = None
+        if self.process is not None:
+            code, words = self.process.poll(), self.process.last_words()
+        elif self.kept is not None:
+            code = self.kept.poll()
+        if code is not None:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise BrokerUnavailableError(
-                f"{self.process.name} ended with exit code {code}: {self.process.last_words()}"
+                f"the embedded broker ended ({how}) and the run's log with it, which it kept in "
+                "memory: the run cannot go on. A run that outlives its broker's crash needs one "
+                f"that keeps its log on disk: --broker HOST:PORT of a Kafka{words and ': '}{words}"
             )
+
+    def answers(self) -> bool:
+        """Whether one of the servers takes a connection."""
+        for server in self.address.split(","):
+            host, _, port = server.strip().rpartition(":")
+            try:
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK_S):
+                    return True
+            except OSError:
+                continue
+        return False
 
 
 @contextmanager
@@ -49,7 +76,13 @@ def broker_for(address: str | None, *, keep: bool, log: Path) -> Iterator[Runnin
     if address is not None:
         yield RunningBroker(address)
     elif keep:
-        yield _start_kept(log)
+        running = _start_kept(log)
+        try:
+            yield running
+        finally:
+            if running.kept is not None:
+                # Not ours to wait for any more: without this Python warns that it still runs.
+                running.kept.returncode = 0
     else:
         with EmbeddedBroker() as broker:
             yield RunningBroker(broker.bootstrap_servers, broker)
@@ -104,6 +137,4 @@ def _start_kept(log: Path) -> RunningBroker:
         f"the embedded broker stays: 127.0.0.1:{port}, process {process.pid}; "
         f"`kill {process.pid}` stops it"
     )
-    # Not ours to wait for any more: without this Python warns that it still runs.
-    process.returncode = 0
-    return RunningBroker(f"127.0.0.1:{port}", note=note)
+    return RunningBroker(f"127.0.0.1:{port}", kept=process, note=note)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fedlog.local.out_of_memory import kernel_kills
+
 _TAIL_BYTES = 16_384
 
 
@@ -34,13 +36,19 @@ class Child:
     ) -> None:
         """Start ``python -m MODULE ARGUMENTS`` with this interpreter; output goes to `log`.
 
-        environment: all of the child's, nothing is inherited besides.
+        environment: all of the child's, nothing is inherited besides. What a former process of
+        this name wrote stays in the log, above a line.
         """
         self.name = name
         self.log = log
         self._swept = False
+        self._kernel_kills = kernel_kills()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
+            if output.tell():
+                output.write(f"---- {name} is started again, {time.ctime()} ----\n".encode())
+            self._begins_at = output.tell()
+            output.flush()
             self.process = subprocess.Popen(  # noqa: S603 - our own module, no shell
                 [
                     sys.executable,
@@ -75,26 +83,38 @@ class Child:
         return code
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of its output."""
+        """The last lines of its own output."""
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            file.seek(max(self._begins_at, file.tell() - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
         return "\n".join(text.rstrip().splitlines()[-lines:])
 
+    def cause(self) -> str:
+        """How it ended, in a few words: `SIGKILL`, `exit code 1`."""
+        code = self.exit_code
+        if code is None:
+            return "running"
+        if code >= 0:
+            return f"exit code {code}"
+        if code != -signal.SIGKILL:
+            return signal.Signals(-code).name
+        after = kernel_kills()
+        if after is not None and self._kernel_kills is not None and after > self._kernel_kills:
+            return "SIGKILL; the kernel ended a process for want of memory meanwhile"
+        return "SIGKILL"
+
     def obituary(self) -> str:
-        """How it ended, for people: exit code or signal, the likely cause, its last lines."""
+        """How it ended, for people: exit code or signal, its last lines."""
         code = self.exit_code
         if code is None:
             return f"{self.name} is running"
-        if code == -signal.SIGKILL:
-            how = "was killed (SIGKILL): most likely the machine ran out of memory"
-        elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+        if code < 0:
+            how = f"was {'killed' if code == -signal.SIGKILL else 'ended'} ({self.cause()})"
         else:
             how = f"ended with exit code {code}"
         tail = self.tail()
-        words = f"its last lines ({self.log}):\n{tail}" if tail else f"{self.log} is empty"
+        words = f"its last lines ({self.log}):\n{tail}" if tail else f"{self.log} has none of it"
         return f"{self.name} {how}; {words}"
 
     def signal_group(self, number: signal.Signals) -> None:

@@ -2,6 +2,7 @@
 
 LocalError
 ├── NotEnoughMemoryError   the embedded broker would not fit into memory
+├── NotResumableError      the log of the run is gone, or somebody is at work with it
 ├── ProcessDiedError       the server, or so many clients that no quorum is left, ended by itself
 └── TaskProcessError       the task's first model could not be made, or its last one saved
 """
@@ -21,6 +22,12 @@ class LocalError(FedlogError):
 
 class NotEnoughMemoryError(LocalError):
     """What the run would hold at once does not fit; nothing was started."""
+
+
+class NotResumableError(LocalError):
+    """A run cannot go on, from here and now."""
+
+    exit_code = exit_codes.USAGE
 
 
 class ProcessDiedError(LocalError):

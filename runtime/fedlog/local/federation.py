@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from fedlog import exit_codes
@@ -56,7 +56,7 @@ def all_clients(job_file: JobFile) -> list[str]:
 class Federation:
     """Starts the processes of a run, each with its log in the run folder; `end` ends them all.
 
-    The run has an identity of its own, so that runs of one job on one broker do not meet.
+    run: tells runs of one job on one broker apart.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class Federation:
         folder: RunFolder,
         workers: Sequence[Worker],
         *,
+        run: str,
         log_level: str,
     ) -> None:
         self._job_file = job_file
         self._folder = folder
         self._workers = workers
         self._log_level = log_level
-        self._run = secrets.token_hex(4)
+        self._run = run
         self._children: list[Child] = []
 
     @property
@@ -80,12 +81,13 @@ class Federation:
         return run_id(self._job_file.job, self._run)
 
     def make_initial_weights(self) -> Path:
-        """The first model as a safetensors file.
+        """The first model as a safetensors file; one that is there already stays.
 
         Raises TaskProcessError: the task, its data or the warm start cannot be used.
         """
         path = self._folder.path / "initial.safetensors"
-        self._run_task("initial", "fedlog.tasks.initial", "--output", str(path))
+        if not path.exists():
+            self._run_task("initial", "fedlog.tasks.initial", "--output", str(path))
         return path
 
     def save_model(self) -> None:
@@ -105,10 +107,14 @@ class Federation:
         on_status: Callable[[Status], None],
         say: Callable[[str], None],
     ) -> None:
-        """Start server and workers and return when the server has its verdict."""
+        """Start server and workers, again where they die, and return when there is a verdict.
+
+        Raises ProcessDiedError, BrokerUnavailableError: see `Supervisor.follow`.
+        """
         status_file = self._folder.path / ".status-address"
         common = ["--run", self._run, "--broker", broker.address, *self._job_arguments()]
-        server = self._start(
+        start_server = partial(
+            self._start,
             "server",
             "fedlog",
             "server",
@@ -121,8 +127,9 @@ class Federation:
             str(status_file),
         )
         environment = thread_environment(cores(), len(self._workers))
-        workers = {
-            self._start(
+        start_workers = {
+            worker: partial(
+                self._start,
                 worker.name,
                 "fedlog",
                 "client",
@@ -130,13 +137,13 @@ class Federation:
                 "--clients",
                 ",".join(worker.clients),
                 environment=environment,
-            ): worker
+            )
             for worker in self._workers
         }
         Supervisor(
             self._job_file.job.spec,
-            server,
-            workers,
+            start_server,
+            start_workers,
             broker,
             status_file,
             self._folder.result,
@@ -167,6 +174,7 @@ class Federation:
                 **(environment or {}),
             },
         )
+        self._children = [each for each in self._children if each.exit_code is None]
         self._children.append(child)
         return child
 

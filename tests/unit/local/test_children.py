@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fedlog.local import children
 from fedlog.local.children import Child, end_all, wait_all
 from processes import gone, until
 
@@ -16,7 +17,7 @@ DEADLINE_S = 20.0
 @pytest.fixture
 def start(tmp_path):
     """Starts a child that runs a Python text as a module; ends it after the test."""
-    children = []
+    started = []
 
     def start(code: str) -> Child:
         (tmp_path / "spoken.py").write_text(code)
@@ -27,11 +28,11 @@ def start(tmp_path):
             log=tmp_path / "logs" / "spoken.log",
             environment={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         )
-        children.append(child)
+        started.append(child)
         return child
 
     yield start
-    end_all(children, grace_s=0.1)
+    end_all(started, grace_s=0.1)
 
 
 def test_the_obituary_has_exit_code_and_last_words(start):
@@ -43,10 +44,30 @@ def test_the_obituary_has_exit_code_and_last_words(start):
     assert "line 27" not in text, "twelve lines are enough"
 
 
-def test_a_kill_is_named_with_its_likely_cause(start):
+def test_a_kill_is_named_and_no_cause_is_made_up(start):
     child = start("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert wait_all([child], DEADLINE_S)
-    assert "out of memory" in child.obituary()
+    assert child.cause() == "SIGKILL"
+    assert "was killed (SIGKILL); " in child.obituary()
+    assert "memory" not in child.obituary()
+
+
+def test_what_the_kernel_counted_meanwhile_is_said(start, monkeypatch):
+    counts = iter((3, 4))
+    monkeypatch.setattr(children, "kernel_kills", lambda: next(counts))
+    child = start("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert wait_all([child], DEADLINE_S)
+    assert "want of memory" in child.cause()
+
+
+def test_a_second_life_has_a_line_of_its_own_in_the_log(start):
+    assert wait_all([start("print('first')")], DEADLINE_S)
+    child = start("print('second')")
+    assert wait_all([child], DEADLINE_S)
+    first, divider, second = child.log.read_text().splitlines()
+    assert (first, second) == ("first", "second")
+    assert divider.startswith("---- spoken is started again, ")
+    assert child.tail() == "second"
 
 
 def test_another_signal_is_named(start):
