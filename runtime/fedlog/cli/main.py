@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedlog import exit_codes
-from fedlog.cli import broker, client, failure, jobs, report, run, server
+from fedlog.cli import broker, client, failure, jobs, replay, report, run, server
 from fedlog.errors import FedlogError
 
 _LEARN = "Learn"
@@ -55,6 +55,7 @@ def _options(
 app.command("init", rich_help_panel=_LEARN)(jobs.init)
 app.command("run", rich_help_panel=_LEARN)(run.run)
 app.command("report", rich_help_panel=_LEARN)(report.report)
+app.command("replay", rich_help_panel=_LEARN)(replay.replay)
 app.command("validate", rich_help_panel=_JOB)(jobs.validate)
 app.command("schema", rich_help_panel=_JOB)(jobs.schema)
 app.command("server", rich_help_panel=_BY_HAND)(server.server)

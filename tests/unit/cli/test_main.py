@@ -60,7 +60,9 @@ def test_exit_codes(error, code):
 def test_help_lists_every_command():
     done = fedlog("--help")
     assert done.returncode == 0
-    for command in ("run", "server", "client", "broker", "validate", "schema", "init", "report"):
+    for command in (
+        *("run", "server", "client", "broker", "validate", "schema", "init", "report", "replay"),
+    ):
         assert f" {command} " in done.stdout
 
 
