@@ -66,5 +66,6 @@ docs: $(READY) ## Write the generated pages again
 	$(BIN)/python -m fedlog.wire.reference docs/reference/protocol.md
 
 clean: ## Remove what was built or measured here; .venv and runs/ stay
+	@! mountpoint -q .cache/containers/storage/overlay || umount .cache/containers/storage/overlay
 	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
