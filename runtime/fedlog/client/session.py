@@ -323,6 +323,8 @@ class ClientSession:
         return (SeekControl(welcome.announcement),)
 
     def _asked(self, announced: Announced, offset: int) -> Actions:
+        if announced.training is not None and announced.round <= self._closed:
+            return ()  # an old record, written once more: it must not stop what is going on
         self._silence_s = max(2 * announced.deadline_s, SHORTEST_SILENCE_S)
         actions = self._rounds_over(announced.round - 1, final=announced.training is None)
         if self._current is not None and self._current.round > announced.round:

@@ -41,6 +41,7 @@ from fedlog.job.model import EVALUATOR_GROUP, Compression, Spec
 from fedlog.learning.weights import Weights, size_bytes
 from fedlog.tasks.environment import limit_threads
 from fedlog.tasks.errors import TaskError
+from fedlog.telemetry.bursts import Bursts
 from fedlog.telemetry.logs import log_fields
 from fedlog.transport.base import BulkReader, Pending, Reader, Record, Transport, Writer
 from fedlog.transport.bulk import download, upload
@@ -173,6 +174,7 @@ class Worker:
         self._seek: int | None = None
         self._payloads: dict[str, bytes] = {}  # inline models by identity, oldest first
         self._partitions: dict[str, int] = {}
+        self._skipped = Bursts(logger, "control records skipped")
 
     def run(self) -> int:
         """Take part until the end; the exit code. Signals are handled in the main thread only."""
@@ -310,10 +312,14 @@ class Worker:
         try:
             said, payload = records.decode(record.value)
         except WireError as error:
-            logger.warning("control record %d is skipped: %s", record.offset, error)
+            self._skipped.say(
+                error.reason, "control record %d is skipped: %s", record.offset, error
+            )
             return None
         if not isinstance(said, records.ControlRecord):
-            logger.warning("control record %d is skipped: a %s", record.offset, said.type)
+            self._skipped.say(
+                "misplaced", "control record %d is skipped: a %s", record.offset, said.type
+            )
             return None
         return (said, bytes(payload)) if said.run == self._run else None
 

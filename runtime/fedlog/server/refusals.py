@@ -6,8 +6,8 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from fedlog.telemetry.bursts import Bursts
 from fedlog.telemetry.status import MAX_REFUSALS, Refusal
 from fedlog.wire.records import reason_word
 
@@ -15,18 +15,9 @@ log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 """The sender of a record that does not say, or whose word cannot be read."""
-BURST_S = 10.0
 _LONGEST_WHY = 300
 _ORDINARY = frozenset({"late", "late-evaluation", "superseded-by-on-time", "surplus"})
 """What honest clients that are slow meet every day; worth a line, no warning."""
-
-
-@dataclass
-class _Burst:
-    """One reason: told when it came first, then at most once in BURST_S."""
-
-    told_at: float
-    untold: int = 0
 
 
 class Refusals:
@@ -36,8 +27,7 @@ class Refusals:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._bursts: dict[str, _Burst] = {}
+        self._bursts = Bursts(log, "records refused", clock)
         self._listed: OrderedDict[tuple[str, str, str], Refusal] = OrderedDict()
         self.totals: Counter[str] = Counter()
         """By reason, over the life of this server."""
@@ -57,42 +47,20 @@ class Refusals:
         )
         while len(self._listed) > MAX_REFUSALS:
             self._listed.popitem(last=False)
-        burst = self._bursts.get(word)
-        if burst is None:
-            self._bursts[word] = _Burst(self._clock())
-        elif burst.untold or self._clock() - burst.told_at < BURST_S:
-            burst.untold += 1
-            self.tell()
-            return
-        else:
-            burst.told_at = self._clock()
-        log.log(
-            _level(word),
+        self._bursts.say(
+            word,
             "%s: record %d of %s is refused: %s",
             client,
             offset,
             topic,
             reason[:_LONGEST_WHY],
+            level=logging.INFO if word in _ORDINARY else logging.WARNING,
         )
 
-    def tell(self, *, everything: bool = False) -> None:
-        """Log how many followed the first of each burst, once that is BURST_S ago (or now)."""
-        now = self._clock()
-        for word, burst in self._bursts.items():
-            if burst.untold and (everything or now - burst.told_at >= BURST_S):
-                log.log(
-                    _level(word),
-                    "%d more records refused (%s) within %.0f s",
-                    burst.untold,
-                    word,
-                    now - burst.told_at,
-                )
-                burst.told_at, burst.untold = now, 0
+    def tell(self) -> None:
+        """Sum up the floods that are over, or have lasted; to be called now and then."""
+        self._bursts.tell()
 
     def recent(self) -> tuple[Refusal, ...]:
         """One entry for each reason, sender and topic, the latest last; at most MAX_REFUSALS."""
         return tuple(self._listed.values())
-
-
-def _level(word: str) -> int:
-    return logging.INFO if word in _ORDINARY else logging.WARNING

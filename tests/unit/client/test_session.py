@@ -192,6 +192,12 @@ def test_the_welcome_leads_back_to_the_standing_announcement() -> None:
     assert session.receive(welcome(announcement=9), 10, 1.0) == ()
 
 
+def test_an_old_announcement_written_once_more_stops_nothing() -> None:
+    session, _ = trainer(round=2, version=1, base=base(1))
+    assert session.receive(announced(1), 50, 6.0) == ()
+    assert session.working_on == 2
+
+
 def test_what_a_server_asks_for_after_its_welcome_it_does_not_have() -> None:
     """The update counted when the client joined; its chunks are gone since then."""
     session = new_session()

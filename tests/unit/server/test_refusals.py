@@ -8,7 +8,8 @@ import pytest
 
 from fedlog.rounds.events import ClientJoined, ClientSeen, UpdateArrived
 from fedlog.server.intake import QUOTA_WINDOW_S, QUOTAS, Intake
-from fedlog.server.refusals import BURST_S, Refusals
+from fedlog.server.refusals import Refusals
+from fedlog.telemetry.bursts import BURST_S
 from fedlog.telemetry.status import MAX_REFUSALS
 from fedlog.transport.base import Record
 from fedlog.wire import records
