@@ -24,6 +24,7 @@ from kafka.admin import (
 from fedlog.transport.apache import ApacheKafka, SecuredListeners
 from fedlog.transport.kafka.security import Security
 from integration.certificates import Authority
+from processes import until
 
 HOST = "localhost"
 USERS = ("operator", "server", "client", "nobody")
@@ -114,7 +115,7 @@ class SecuredKafka:
             for resource, name, pattern, operation in rights
         ]
         with self.admin() as admin:
-            admin.create_acls(acls)
+            until(lambda: not admin.create_acls(acls)["failed"], "granting rights")
 
     def change_password(self, user: str, fresh: str) -> None:
         """Of SCRAM-SHA-512."""
