@@ -417,7 +417,7 @@ def test_topics_have_the_settings_of_the_protocol(
 ) -> None:
     assert isinstance(transport, KafkaTransport)
     journal = new_name("journal")
-    transport.create_topics([TopicSpec(journal, compacted=True)])
+    transport.create_topics([TopicSpec(journal, compacted=True, segment_bytes=2**24)])
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in (topic, journal)]
     told = transport._connection.call("asking", lambda admin: admin.describe_configs(asked))
     settings = {
@@ -430,10 +430,11 @@ def test_topics_have_the_settings_of_the_protocol(
         "retention.bytes": "-1",
         "unclean.leader.election.enable": "false",
         "compression.type": "uncompressed",
+        "file.delete.delay.ms": "1000",
     }
     assert settings == {
         topic: common | {"cleanup.policy": "delete"},
-        journal: common | {"cleanup.policy": "compact"},
+        journal: common | {"cleanup.policy": "compact", "segment.bytes": str(2**24)},
     }
 
 

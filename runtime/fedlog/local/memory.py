@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedlog.job.model import Spec
+from fedlog.job.model import Retain, Spec
 from fedlog.local.errors import NotEnoughMemoryError
 from fedlog.server.sizes import INLINE_BUDGET_BYTES, asked_per_round
 from fedlog.wire.bulk import INLINE_BYTES
@@ -24,7 +24,8 @@ def broker_bytes(spec: Spec, model_bytes: int) -> int:
     """
     asked = asked_per_round(spec)
     if model_bytes > INLINE_BYTES:
-        return _KEPT * model_bytes * (1 + asked)
+        kept = _KEPT if spec.kafka.topics.retain is Retain.RESUME else spec.rounds + 1
+        return kept * model_bytes * (1 + asked)
     updates = spec.rounds * asked * model_bytes
     return updates + min(2 * (spec.rounds + 1) * model_bytes, 2 * INLINE_BUDGET_BYTES)
 
@@ -37,6 +38,8 @@ def check_fits(spec: Spec, model_bytes: int, available_bytes: int) -> int:
         rounds, cure = f"{_KEPT} rounds at once", "choose a smaller model"
         if model_bytes <= INLINE_BYTES:
             rounds, cure = f"all {spec.rounds} rounds (they travel inside records)", "lower rounds"
+        elif spec.kafka.topics.retain is Retain.ALL:
+            rounds, cure = f"all {spec.rounds} rounds (topics.retain: All)", "leave out retain"
         raise NotEnoughMemoryError(
             f"the embedded broker keeps everything in memory: a model of {_size(model_bytes)}, "
             f"{asked} updates a round and {rounds} are {_size(needed)}, but only "

@@ -120,7 +120,8 @@ class FederatedServer:
             self._check_asked_to_end()
             control = ControlLog(transport, self._names, self._run)
             stack.callback(control.close)
-            created = set(transport.create_topics(topic_specs(self._job, self._names)))
+            size = None if model is None else model.size_bytes
+            created = set(transport.create_topics(topic_specs(self._job, self._names, size)))
             if self._names.journal not in created:
                 # Now that a predecessor is fenced, nothing comes after what is read here.
                 journal = self._read_journal(transport)

@@ -94,15 +94,17 @@ class ApacheKafka(BrokerProcess):
         heap_mb: int = 512,
         start_s: float = 120.0,
         secured: SecuredListeners | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """`jars`: folder with the jars of kafka and kafka-tools. `data_dir`: None takes a
         temporary folder, removed by `__exit__`. `start_s`: how long it may take to answer.
-        `secured`: listeners beside the plain one.
+        `secured`: listeners beside the plain one. `settings`: of server.properties; they win.
         """
         super().__init__("Apache Kafka", port=port or free_port(), start_s=start_s)
         self._jars = jars
         self._heap_mb = heap_mb
         self.secured = secured
+        self._settings = dict(settings or {})
         self._controller_port = free_port()
         self._temporary = (
             tempfile.TemporaryDirectory(prefix="fedlog-kafka-") if data_dir is None else None
@@ -164,6 +166,7 @@ class ApacheKafka(BrokerProcess):
         }
         if self.secured is not None:
             settings |= self.secured.properties()
+        settings |= self._settings
         return "".join(f"{key}={value}\n" for key, value in settings.items())
 
     def _format(self, java: str, properties: Path) -> None:

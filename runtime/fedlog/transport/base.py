@@ -16,11 +16,16 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """A topic as the protocol wants it; every other setting is the same for all topics."""
+    """A topic as the protocol wants it; every other setting is the same for all topics.
+
+    segment_bytes: size of the files that a broker keeps a partition in (None: as it likes). It
+    deletes and compacts whole files only, and never the one that is written to.
+    """
 
     name: str
     partitions: int = 1
     compacted: bool = False
+    segment_bytes: int | None = None
 
 
 class Record(NamedTuple):

@@ -10,7 +10,7 @@ from fedlog.server.sizes import asked_per_round
 MB = 1_000_000
 
 
-def spec(rounds=1, **participation):
+def spec(rounds=1, topics=None, **participation):
     return FederatedJob.model_validate(
         {
             "metadata": {"name": "m"},
@@ -19,6 +19,7 @@ def spec(rounds=1, **participation):
                 "rounds": rounds,
                 "clients": [{"name": "a", "replicas": 10}],
                 "participation": participation,
+                "kafka": {"topics": topics or {}},
             },
         }
     ).spec
@@ -41,6 +42,14 @@ def test_clients_asked_per_round(participation, asked):
 
 def test_three_rounds_of_a_model_and_its_updates():
     assert broker_bytes(spec(clientsPerRound=4), 100 * MB) == 1_500 * MB
+
+
+def test_with_all_every_round_is_held():
+    """50 rounds of a model and 4 updates, and the last version with as much again."""
+    job = spec(rounds=50, topics={"retain": "All"}, clientsPerRound=4)
+    assert broker_bytes(job, 100 * MB) == 25_500 * MB
+    with pytest.raises(NotEnoughMemoryError, match=r"all 50 rounds \(topics.retain: All\)"):
+        check_fits(job, 100 * MB, 8_000 * MB)
 
 
 def test_what_travels_inside_records_is_held_for_the_whole_run():

@@ -221,7 +221,11 @@ class KafkaTransport:
             # unpacks it once, and refuses what is too large then.
             "compression.type": "uncompressed",
             "cleanup.policy": "compact" if spec.compacted else "delete",
+            # What was trimmed leaves the disk a second after (K) has seen that it may go.
+            "file.delete.delay.ms": "1000",
         }
+        if spec.segment_bytes is not None:
+            configs["segment.bytes"] = str(spec.segment_bytes)
         if self._replicas >= 3:
             configs["min.insync.replicas"] = "2"
         return {
