@@ -47,6 +47,7 @@ from fedlog.transport.base import BulkReader, Pending, Reader, Record, Transport
 from fedlog.transport.bulk import download, upload
 from fedlog.transport.errors import SecurityError, TransportError
 from fedlog.transport.pace import WAIT_S, Pace
+from fedlog.transport.patience import PATIENCE_S
 from fedlog.transport.topics import run_id, topic_names
 from fedlog.wire import records, tensors
 from fedlog.wire.errors import WireError
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_BACK_RECORDS = 64
 """So far back on control a client looks for a stop before it joins."""
-LEAST_TRANSFER_S = 60.0
+LEAST_TRANSFER_S = PATIENCE_S
 """A model or an update may take so long even where the round's deadline is shorter."""
 GRACE_S = 3.0
 """What a training that is to stop may still take before the process ends without it."""

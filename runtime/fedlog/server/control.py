@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from fedlog.server.journal import key_of
 from fedlog.transport.base import Bytes, Pending, Transport, Writer
+from fedlog.transport.patience import PATIENCE_S
 from fedlog.transport.topics import TopicNames
 from fedlog.wire import records
-
-_SEND_TIMEOUT_S = 30.0
 
 
 class ControlLog:
@@ -36,12 +35,12 @@ class ControlLog:
         with self._writer.transaction():
             written = [self._journal(record, payload) for record, payload in journal]
             for pending in written:
-                pending.result(_SEND_TIMEOUT_S)
+                pending.result(PATIENCE_S)
             sent = [
                 self._writer.send(self._names.control, records.encode(record, payload))
                 for record, payload in told
             ]
-            offsets = [pending.result(_SEND_TIMEOUT_S) for pending in sent]
+            offsets = [pending.result(PATIENCE_S) for pending in sent]
         if new_work:
             self.work_offset = offsets[-1]
 

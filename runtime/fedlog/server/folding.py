@@ -20,7 +20,8 @@ from fedlog.rounds.actions import FoldUpdate
 from fedlog.rounds.events import UpdateFolded, UpdateRefused
 from fedlog.transport.base import BulkReader, Transport
 from fedlog.transport.bulk import download
-from fedlog.transport.errors import BulkMissingError, TransportError
+from fedlog.transport.errors import BrokerUnavailableError, BulkMissingError, TransportError
+from fedlog.transport.patience import PATIENCE_S
 from fedlog.wire import records
 from fedlog.wire.errors import WireError
 from fedlog.wire.limits import Limits
@@ -28,8 +29,6 @@ from fedlog.wire.updates import decode_update
 
 log = logging.getLogger(__name__)
 
-_READ_TIMEOUT_S = 60.0
-"""For one whole update."""
 _END_TIMEOUT_S = 5.0
 FoldResult = UpdateFolded | UpdateRefused
 
@@ -125,6 +124,8 @@ class Folder:
         except BulkMissingError as error:
             log.warning("%s: chunks of the update are gone: %s", job.update.client, error)
             return UpdateRefused(offset, f"missing: {error}"[:300], missing=True)
+        except BrokerUnavailableError:
+            raise  # nobody's update is to blame for that
         except TransportError as error:
             log.warning("%s: update cannot be read: %s", job.update.client, error)
             return UpdateRefused(offset, f"unreadable: {error}"[:300])
@@ -144,7 +145,7 @@ class Folder:
             job.payload,
             limits=self._limits,
             into=None if bulk.inline else self._buffer,
-            timeout_s=_READ_TIMEOUT_S,
+            timeout_s=PATIENCE_S,
         )
         update = job.update
         self._fold(

@@ -37,6 +37,7 @@ T = TypeVar("T")
 # What a batch and a request add to the value of a record.
 RECORD_OVERHEAD_BYTES = 4096
 
+_FIRST_CONTACT_S = 30.0  # where nobody has answered yet, the address may be wrong: say so soon
 _MAX_REQUEST_S = 30.0
 _LOOK_S = 5.0  # how long one broker may take for a step of the first look at it
 _LOOK_PAUSE_S = 0.2
@@ -61,6 +62,7 @@ class Connection:
         self.client_id = client_id
         self.deadline_s = deadline_s
         self.max_message_bytes = max_message_bytes
+        self._has_answered = False
         self._admin: KafkaAdminClient | None = None
         self._lock = threading.Lock()
         # The library logs every failed attempt as an error. We raise or log what a person can act
@@ -115,15 +117,22 @@ class Connection:
     def reach(self, patience_s: float | None = None) -> Address:
         """The first of the servers that answers a request of ours.
 
-        Waits for one until the deadline (or for `patience_s`), but not for one that refuses: that
-        raises SecurityError at once. (The library would try again until its deadline, and then
-        only know that it could not connect.) Raises BrokerUnavailableError.
+        Waits for one until the deadline (or for `patience_s`; not so long where none has answered
+        yet), but not for one that refuses: that raises SecurityError at once. (The library would
+        try again until its deadline, and then only know that it could not connect.) Raises
+        BrokerUnavailableError.
         """
-        give_up_at = time.monotonic() + (self.deadline_s if patience_s is None else patience_s)
+        if patience_s is None:
+            patience_s = self.deadline_s
+            if not self._has_answered:
+                patience_s = min(patience_s, _FIRST_CONTACT_S)
+        give_up_at = time.monotonic() + patience_s
         hang_ups = 0
         while True:
             try:
-                return self._look(addresses(self.bootstrap_servers))
+                found = self._look(addresses(self.bootstrap_servers))
+                self._has_answered = True
+                return found
             except HungUpError as error:
                 hang_ups += 1
                 if hang_ups == _HANG_UPS:

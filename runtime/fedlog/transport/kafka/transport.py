@@ -19,6 +19,7 @@ from fedlog.transport.kafka.connection import Connection
 from fedlog.transport.kafka.reader import KafkaReader
 from fedlog.transport.kafka.security import PLAINTEXT, Security
 from fedlog.transport.kafka.writer import MISSING_TOPIC_S, KafkaWriter
+from fedlog.transport.patience import PATIENCE_S
 
 _DELETE_RECORDS = 21
 _NOT_ALLOWED = kafka_errors.TopicAuthorizationFailedError.errno
@@ -67,6 +68,7 @@ class KafkaTransport:
         environment: Mapping[str, str] = os.environ,
     ) -> KafkaTransport:
         """As the job says: message size, replicas, authentication. `servers` beat the job's.
+        Brokers that answered once may stay away for PATIENCE_S.
 
         Raises SecuritySettingsError for what authentication lacks.
         """
@@ -75,6 +77,7 @@ class KafkaTransport:
             servers or spec.kafka.bootstrap_servers or DEFAULT_BOOTSTRAP_SERVERS,
             max_message_bytes=spec.communication.max_message_bytes,
             replicas=spec.kafka.topics.replicas,
+            deadline_s=PATIENCE_S,
             security=Security.of(spec.kafka.authentication, job_file.base, environment),
         )
 

@@ -22,6 +22,9 @@ from fedlog.transport.kafka.connection import RECORD_OVERHEAD_BYTES, Connection
 
 log = logging.getLogger(__name__)
 
+_TRANSACTION_S = 300.0
+"""A broker ends a transaction of its own accord after so long, and fences who began it: longer than
+anybody waits for a broker (`PATIENCE_S`), and within the 15 minutes that brokers allow."""
 # How long a topic that is not there may take to appear: brokers learn of a new one in a moment.
 MISSING_TOPIC_S = 2.0
 
@@ -53,6 +56,7 @@ class KafkaWriter:
             acks="all",
             enable_idempotence=True,
             transactional_id=self._id,
+            transaction_timeout_ms=round(_TRANSACTION_S * 1000),
             linger_ms=0,
             batch_size=65_536,
             max_request_size=connection.max_message_bytes + RECORD_OVERHEAD_BYTES,
