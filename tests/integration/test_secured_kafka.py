@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -370,7 +371,7 @@ def _clean_environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("way", ["scram", "tls"])
 def test_a_job_needs_no_more_than_the_documented_rights(secured_kafka, tmp_path, way):
-    run = f"{way}{os.getpid() % 10_000}"
+    run = secrets.token_hex(4)  # a name has eight characters of it
     identity = f"fedlog.default.secured.{run}"
     secured_kafka.allow("server", server_rights(identity))
     secured_kafka.allow("client", client_rights(identity))
