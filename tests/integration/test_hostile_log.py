@@ -58,6 +58,8 @@ def make_job(folder: Path) -> JobFile:
         "partitioning": {"name": "Iid"},
         "training": {"localEpochs": 2, "batchSize": 8, "learningRate": "0.1"},
         "clients": [{"name": "site", "replicas": 2}, {"name": "mallory"}],
+        # The attacker may still write when the run is over: to topics that are there.
+        "kafka": {"topics": {"deletionPolicy": "Retain"}},
         "participation": {"minClients": 2, "joinTimeoutSeconds": 2, "roundTimeoutSeconds": 60},
     }
     document = {
@@ -101,7 +103,7 @@ class Attacker:
                             answered.add(said.version)
                             self._answer(said, wrong)
                 self._flood()
-                self._end.wait(0.03)
+                self._end.wait(0.1)
 
     def end(self) -> None:
         self._end.set()
@@ -231,11 +233,13 @@ class Attacker:
         self._write(self.names.events, *values)
 
     def _write(self, topic: str, *values: bytes, key: bytes | None = None) -> None:
+        if self._end.is_set():
+            return
         pending: list[Pending] = []
         with contextlib.suppress(TransportError):
             pending += [self._writer.send(topic, value, key=key) for value in values]
             for sent in pending:
-                sent.result(20)
+                sent.result(5)
         self.written += len(pending)
 
 
@@ -302,7 +306,7 @@ def test_a_job_learns_nothing_from_garbage_and_falls_over_nothing(
     assert result.participation == dict.fromkeys(HONEST, ROUNDS) | {MALLORY: 0}
     digests = [report.digest for report in read_metrics(RunFolder(tmp_path / "out").metrics)]
     assert digests == undisturbed
-    assert written > 300
+    assert written > 200
     assert refused.keys() >= {
         ("malformed", "unknown"),
         ("too-large", "unknown"),
