@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,17 @@ import psutil
 import yaml
 
 from fedlog.client.trainer import training_seed
+from fedlog.job.errors import JobError
 from fedlog.job.loading import load
 from fedlog.local.run_record import RunRecord
 from fedlog.server.replay import Verdict, replay
+from fedlog.telemetry.errors import RunFolderError
 from fedlog.telemetry.run_folder import RunFolder
 from fedlog.transport.base import Reader, Transport
 from fedlog.transport.reading import read_all
 from fedlog.transport.topics import run_id
 from fedlog.wire import records
+from integration.network import Cable
 
 SEED = 7
 SITES = 3
@@ -140,6 +143,10 @@ class KilledRun:
         """What was killed, and when: seconds since 1970, the log's clock."""
 
     @property
+    def trainings(self) -> Path:
+        return self._here / "trainings"
+
+    @property
     def output(self) -> str:
         return (self._here / "output").read_text(errors="replace")
 
@@ -167,6 +174,10 @@ class KilledRun:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def killed(self, what: str) -> None:
+        """Note that something else was killed now."""
+        self.kills.append((what, time.time()))
+
     def _alive(self, *arguments: str) -> psutil.Process:
         deadline = time.monotonic() + WITHIN_S
         while (found := self.child(*arguments)) is None:
@@ -179,7 +190,7 @@ class KilledRun:
         deadline = time.monotonic() + WITHIN_S
         while self._control is None:
             self._check(deadline, "the control topic")
-            with suppress(OSError, Exception):
+            with suppress(RunFolderError, JobError):  # not written yet
                 topic = f"{self.name()}.control"
                 if self._transport.partitions(topic, 0.2) is not None:
                     self._control = self._transport.reader(topic, start=0, committed=True)
@@ -231,6 +242,65 @@ def running(job: Path, transport: Transport, address: str) -> Iterator[KilledRun
         process.wait()
 
 
+class RunByHand(KilledRun):
+    """A server and clients that nobody starts again."""
+
+    def __init__(self, job: Path, transport: Transport, started: list[subprocess.Popen[bytes]]):
+        super().__init__(job, transport, started[0])
+        self.folder = RunFolder(job.parent / "runs" / "by-hand")
+        self._all = started
+
+    def name(self) -> str:
+        return run_id(load(self._here / "federatedjob.yaml").job, BY_HAND)
+
+    def end(self, within_s: float = WITHIN_S) -> int:
+        self.hurry()
+        return max(process.wait(within_s) for process in self._all)
+
+
+BY_HAND = "byhand00"
+
+
+@contextmanager
+def by_hand(job: Path, transport: Transport, address: str, cable: Cable) -> Iterator[RunByHand]:
+    """The last client lives at the far end of the cable."""
+    folder = job.parent / "runs" / "by-hand"
+    folder.mkdir(parents=True)
+    fedlog = [sys.executable, "-m", "fedlog"]
+    job_and_run = [str(job), "--run", BY_HAND]
+
+    def client(index: int, at: str) -> list[str]:
+        who = ["--group", "site", "--index", str(index)]
+        return [*fedlog, "client", *job_and_run, *who, "--broker", at]
+
+    commands = [
+        [*fedlog, "server", *job_and_run, "--broker", address, "--output", str(folder)],
+        *(client(index, address) for index in range(SITES - 1)),
+        cable.within(client(SITES - 1, cable.address)),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "BOOTSTRAP_SERVERS"}
+    started: list[subprocess.Popen[bytes]] = []
+    with (job.parent / "output").open("ab") as output:
+        try:
+            for command in commands:
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        cwd=job.parent,
+                        env={**environment, "FEDLOG_TEST_FOLDER": str(job.parent)},
+                    )
+                )
+            yield RunByHand(job, transport, started)
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
 def random_kills(run: KilledRun, kinds: Sequence[str], chance: random.Random) -> None:
     """One kill after the other, each at a random moment of some round."""
     for kind in kinds:
@@ -271,7 +341,10 @@ def check_log(run: KilledRun, transport: Transport) -> str:
     wrong = [each for each in replayed if each.verdict is not Verdict.OK]
     assert not wrong, wrong
     assert {each.round: {each.digest} for each in replayed} == closed
-    return _figures(run.kills, at)
+    sent: dict[str, list[float]] = {}
+    for (client, _), when_ms in manifests.items():
+        sent.setdefault(client, []).append(when_ms / 1000)
+    return _figures(run.kills, at, sent)
 
 
 def _check_no_training_twice(
@@ -283,9 +356,7 @@ def _check_no_training_twice(
         for number in range(1, rounds + 1)
     }
     assert len(who) == rounds * SITES
-    starts = [
-        line.split() for line in (run.folder.path.parents[1] / "trainings").read_text().splitlines()
-    ]
+    starts = [line.split() for line in run.trainings.read_text().splitlines()]
     assert len(starts) >= len(manifests) > 0
     for seed, began_ns in starts:
         work = who[int(seed)]
@@ -296,21 +367,23 @@ def _check_no_training_twice(
         )
 
 
-def _figures(kills: Sequence[tuple[str, float]], closed_at: Sequence[float]) -> str:
-    """From each kill to the next committed round."""
-    lines = []
-    kinds: dict[str, list[float]] = {}
+def _figures(
+    kills: Sequence[tuple[str, float]],
+    closed_at: Sequence[float],
+    sent_at: dict[str, list[float]],
+) -> str:
+    """From each kill to the next committed round, and to the killed client's next manifest."""
+    waits: dict[str, list[float]] = {}
     for whom, when in kills:
-        after = min((at for at in closed_at if at >= when), default=None)
-        if after is not None:
-            kind = "both" if "+" in whom else "server" if whom == "server" else "client"
-            kinds.setdefault(kind, []).append(after - when)
-    for kind, waits in sorted(kinds.items()):
-        lines.append(
-            f"{kind} {len(waits)} times: to the next round median {statistics.median(waits):.1f} "
-            f"s, worst {max(waits):.1f} s"
-        )
-    return "; ".join(lines)
-
-
-Say = Callable[[str], None]
+        after = [at - when for at in closed_at if at >= when]
+        if after:
+            waits.setdefault(f"{whom.split('/')[0]}: next round", []).append(min(after))
+        for client in (each for each in whom.split("+") if "/" in each):
+            after = [at - when for at in sent_at[client] if at >= when]
+            if after:
+                waits.setdefault("killed client: its next update", []).append(min(after))
+    return "; ".join(
+        f"{what} after {statistics.median(found):.1f} s (worst {max(found):.1f} s, {len(found)} "
+        "times)"
+        for what, found in sorted(waits.items())
+    )

@@ -114,7 +114,9 @@ class Child:
         else:
             how = f"ended with exit code {code}"
         tail = self.tail()
-        words = f"its last lines ({self.log}):\n{tail}" if tail else f"{self.log} has none of it"
+        words = (
+            f"its last lines ({self.log}):\n{tail}" if tail else f"it wrote nothing ({self.log})"
+        )
         return f"{self.name} {how}; {words}"
 
     def signal_group(self, number: signal.Signals) -> None:
