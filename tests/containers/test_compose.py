@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from containers.podman import FEDLOG, KAFKA, REPOSITORY, SLIM, Podman
+from fedlog.telemetry.run_folder import read_metrics
 from processes import until
 
 # The first seconds of TensorFlow and of Kafka are long on a machine that does something else, too.
@@ -62,19 +64,19 @@ class Composition:
     def said(self) -> str:
         return self._log.read_text(errors="replace")[-8000:]
 
-    def output(self, file: str) -> Path:
+    @cached_property
+    def output(self) -> Path:
+        """The volume of that name, as a folder of this machine; it exists after `up`."""
         volume = f"{self.name}_output"
-        return Path(self._podman("volume", "inspect", volume, "--format={{.Mountpoint}}"), file)
+        return Path(self._podman("volume", "inspect", volume, "--format={{.Mountpoint}}"))
 
     def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.output("result.json").read_text())
+        found: dict[str, Any] = json.loads((self.output / "result.json").read_text())
         return found
 
     def rounds(self) -> int:
-        metrics = self.output("metrics.jsonl")
-        if not metrics.exists():
-            return 0
-        return max((json.loads(line)["round"] for line in metrics.open()), default=0)
+        reports = read_metrics(self.output / "metrics.jsonl")
+        return reports[-1].round if reports else 0
 
     def kill(self, service: str) -> None:
         """SIGKILL for the first process of the service's container, from outside."""
@@ -89,7 +91,7 @@ class Composition:
         # Those first that would be restarted while podman-compose stops the others.
         mine = f"--filter=label=io.podman.compose.project={self.name}"
         if ids := self._podman("ps", "--all", "--quiet", mine).split():
-            self._podman("rm", "--force", "--time=2", *ids)
+            self._podman("rm", "--force", "--depend", "--ignore", "--time=2", *ids)
         self.compose("down", "--volumes")
         for what in (["ps", "--all"], ["volume", "ls"], ["network", "ls"]):
             left = [
@@ -147,7 +149,7 @@ def test_killed_containers_come_back_and_the_run_goes_on(compose: Compose) -> No
     until(lambda: composition.rounds() >= 2, "the second round", 200)
     composition.kill("server")
     composition.kill("client")
-    until(lambda: composition.output("result.json").exists(), "the result", 300)
+    until((composition.output / "result.json").exists, "the result", 300)
     assert composition.result()["outcome"] == "Complete"
     assert composition.result()["rounds"] == rounds
     assert (composition.restarts("server"), composition.restarts("client")) == (1, 1)
