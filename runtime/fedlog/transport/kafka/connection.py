@@ -140,7 +140,7 @@ class Connection:
                     raise refusals.hangs_up(self.bootstrap_servers, security) from error
             except kafka_errors.KafkaError as error:
                 if time.monotonic() + _LOOK_PAUSE_S > give_up_at:
-                    raise self.unavailable(f"connecting: {error}") from error
+                    raise self.unavailable(f"connecting: {error}", patience_s) from error
             time.sleep(_LOOK_PAUSE_S)
 
     def _look(self, servers: Iterable[Address], *, advertised: bool = False) -> Address:
@@ -232,9 +232,11 @@ class Connection:
             return self.unavailable(f"{what}: {error}")
         return TransportError(f"{what}: {type(error).__name__}: {error}")
 
-    def unavailable(self, what: str) -> BrokerUnavailableError:
+    def unavailable(self, what: str, waited_s: float | None = None) -> BrokerUnavailableError:
+        """waited_s: where it was not the deadline."""
+        deadline_s = self.deadline_s if waited_s is None else waited_s
         return BrokerUnavailableError(
-            f"no Kafka broker answers at {self.bootstrap_servers} (deadline {self.deadline_s:g} s; "
+            f"no Kafka broker answers at {self.bootstrap_servers} (deadline {deadline_s:g} s; "
             f"{what}). Check that it runs and that the address is right: --broker, "
             "BOOTSTRAP_SERVERS or spec.kafka.bootstrapServers"
         )
