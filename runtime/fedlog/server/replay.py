@@ -169,6 +169,8 @@ class Replay:
             raise ReplayError("the job is too long for its journal: give the run's folder")
         self.job = found
         spec = found.spec
+        if rule is not None and (unknown := rule.without - set(spec.client_ids())):
+            raise ReplayError(f"the job has no client {', '.join(sorted(unknown))}")
         self._strategy = make_strategy(spec.strategy, spec.weight_adaptation)
         self._state: State | None = None
         self._chunk_bytes = spec.communication.max_message_bytes

@@ -129,6 +129,8 @@ def test_a_run_that_the_log_does_not_have_is_refused(bench: Bench, log: MemoryTr
     played(bench)
     with pytest.raises(ReplayError, match="no round 4: 3 rounds"):
         replay(log, bench.run, number=4)
+    with pytest.raises(ReplayError, match="no client site/2"):
+        replay(log, bench.run, rule=Rule(without=frozenset({"site/2"})))
 
 
 def test_without_a_client_the_round_is_what_the_others_make_of_it(
@@ -199,3 +201,21 @@ def test_a_log_that_cannot_be_written_keeps_the_topics(
     played(bench, SMALL, {"topics": {"retain": "All"}})
     assert "its topics are not deleted" in caplog.text
     assert verdicts(replay(log, bench.run)) == ["ok"] * 3
+
+
+def test_updates_that_cover_a_part_of_the_model_are_folded_as_the_server_did(
+    bench: Bench, log: MemoryTransport
+) -> None:
+    """Half the tensor is covered by both clients, the other half by one; and in other rounds."""
+    running = bench.serve(make_job(bench.folder, rounds=2, weightAdaptation="Adapt", kafka=KEPT))
+    bench.join(*SITES)
+    for number, sizes in ((1, (SMALL, SMALL // 2)), (2, (SMALL // 4, SMALL // 2))):
+        work = bench.asked(number)
+        for client, size in zip(SITES, sizes, strict=True):
+            bench.update(client, work, size=size, value=0.1 * number, examples=number)
+    bench.hear(records.Announced, lambda a: a.training is None)
+    bench.leave(*SITES)
+    assert running.verdict().outcome == "Complete"
+    found = replay(log, bench.run)
+    assert verdicts(found) == ["ok", "ok"]
+    assert found[1].committed == running.verdict().digest
