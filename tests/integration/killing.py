@@ -186,7 +186,7 @@ class KilledRun:
         return found
 
     def rounds_pass(self, count: int) -> None:
-        """Wait until so many more rounds are told to be closed."""
+        """Wait until so many more rounds are told to be closed, from now on."""
         deadline = time.monotonic() + WITHIN_S
         while self._control is None:
             self._check(deadline, "the control topic")
@@ -194,11 +194,12 @@ class KilledRun:
                 topic = f"{self.name()}.control"
                 if self._transport.partitions(topic, 0.2) is not None:
                     self._control = self._transport.reader(topic, start=0, committed=True)
-        self.wander(0.0)
+        now_ms = time.time() * 1000
         while count > 0:
             self._check(deadline, f"{count} more rounds")
             for record in self._control.poll(0.2):
-                count -= isinstance(records.decode(record.value)[0], records.Closed)
+                said, _ = records.decode(record.value)
+                count -= isinstance(said, records.Closed) and record.timestamp_ms >= now_ms
 
     def wander(self, seconds: float) -> None:
         """Read what is told for so long, whatever it is."""
