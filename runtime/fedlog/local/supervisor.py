@@ -169,6 +169,7 @@ class Supervisor:
             self._start_again(process)
 
     def _start_again(self, process: _Process) -> None:
+        self._tell_status()  # its progress until now counts
         crashes = process.crashes
         crashes.crashed()
         if crashes.exceeded:
