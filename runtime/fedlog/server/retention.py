@@ -6,8 +6,11 @@ begun once the current holds GENERATION_BYTES, and an old one is deleted when no
 count any more; `events` and `control` are never trimmed there. Only topics that this run created
 are ever touched. Nothing here ends a run: what cannot be deleted is a warning.
 
-What is kept: the current version and the one before it, the updates of the open round and of the
-one before, and everything since the round of the oldest update that may still be folded late.
+With topics.retain: All nothing is deleted before the run is over.
+
+What is kept otherwise: the current version and the one before it, the updates of the open round and
+of the one before, and everything since the round of the oldest update that may still be folded
+late.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class BulkTopic:
     created: set[str]
     """Topics that this run created; shared, and added to."""
     current: str = ""
+    _ours: bool = False
     _partitions: int = 0
     _bytes: int = 0
     _number: int = 0
@@ -51,7 +55,8 @@ class BulkTopic:
     def __post_init__(self) -> None:
         self.current = self.spec.name
         self._partitions = self.spec.partitions
-        if self.current not in self.created:  # somebody else's may have another number
+        self._ours = self.current in self.created
+        if not self._ours:  # somebody else's may have another number
             self._partitions = self.transport.partitions(self.current) or self._partitions
 
     def resume(self, version: int) -> None:
@@ -64,6 +69,7 @@ class BulkTopic:
         ]
         if not numbers:
             return
+        self._ours = True
         self._number = max(numbers)
         names = [self.spec.name, *(f"{prefix}{number}" for number in sorted(numbers))]
         self.current = names.pop()
@@ -91,10 +97,12 @@ class BulkTopic:
             return
         following = f"{self.spec.name}.{self._number + 1}"
         try:
-            self.created |= self.transport.create_topics([TopicSpec(following, self._partitions)])
+            created = self.transport.create_topics([TopicSpec(following, self._partitions)])
         except TransportError as error:
             log.warning("no new generation of %s: %s", self.spec.name, error)
             return
+        # One that is there already was made by a predecessor that died before it could say so.
+        self.created |= {following} if self._ours else created
         self._old.append(_Generation(self.current, number))
         self._number += 1
         self.current = following

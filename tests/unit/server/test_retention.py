@@ -80,6 +80,24 @@ def test_only_live_generations_and_partitions_that_exist_take_updates(
     assert topic.created == {"updates.1"}
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_generation_that_a_dead_predecessor_made_goes_with_the_others(
+    monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    """It died before its head named the new topic. Beside a topic of somebody else's it stays."""
+    monkeypatch.setattr("fedlog.server.retention.GENERATION_BYTES", 500)
+    log = MemoryTransport(can_trim=False)
+    topic = bulk_topic(log, ours=ours)
+    log.create_topics([TopicSpec("updates.1", partitions=2)])
+    for number in (1, 2):
+        topic.holds(number, write(log, topic.current))
+        topic.begin_after(number)
+    assert topic.current == "updates.2"
+    topic.let_go(3)
+    gone = {name for name in ("updates", "updates.1") if log.partitions(name) is None}
+    assert gone == ({"updates", "updates.1"} if ours else set())
+
+
 def test_what_the_run_did_not_create_is_left_alone() -> None:
     log = MemoryTransport()
     topic = bulk_topic(log, ours=False)
