@@ -21,7 +21,7 @@ from fedlog.telemetry.run_folder import read_metrics
 from fedlog.transport.embedded import EmbeddedBroker
 from processes import gone, until
 
-WITHIN_S = 120.0
+WITHIN_S = 240.0
 
 
 def digits(**spec: object) -> dict[str, object]:
@@ -242,7 +242,7 @@ def test_a_task_that_cannot_be_loaded_is_one_error(job, run):
 )
 def test_an_interrupted_run_leaves_no_process(job, start, tmp_path, number, code):
     process = start(job(digits(rounds=10_000)))
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     children = descendants(process)
     assert len(children) >= 4, "broker, its guard, server and at least one worker"
     process.send_signal(number)
@@ -253,7 +253,7 @@ def test_an_interrupted_run_leaves_no_process(job, start, tmp_path, number, code
 
 def test_a_killed_run_leaves_no_process(job, start, tmp_path):
     process = start(job(digits(rounds=10_000)))
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     children = descendants(process)
     process.kill()
     process.communicate(timeout=30)
@@ -272,8 +272,8 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_starts(job, ru
 
 
 def test_a_killed_server_is_started_again_and_nobody_trains_twice(job, start, tmp_path):
-    process = start(job(digits(rounds=60)))
-    until(lambda: in_training(tmp_path), "the first round")
+    process = start(job(digits(rounds=40)))
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     server = with_argument(process, "--status-file")
     assert server is not None
     server.kill()
@@ -283,7 +283,7 @@ def test_a_killed_server_is_started_again_and_nobody_trains_twice(job, start, tm
     assert re.fullmatch(r"server died \(SIGKILL\) in round \d+, started again \(1/5\)", line)
     folder = tmp_path / "runs" / "latest"
     reports = [r for r in read_metrics(folder / "metrics.jsonl") if r.round > 0]
-    assert [report.round for report in reports] == list(range(1, 61))
+    assert [report.round for report in reports] == list(range(1, 41))
     assert all(len(report.participants) == 4 for report in reports)
     log = (folder / "logs" / "server.log").read_text()
     assert log.count("---- server is started again") == 1
@@ -304,8 +304,8 @@ def test_a_server_that_dies_too_often_ends_the_run_and_is_named(job, start):
 
 
 def test_a_killed_worker_is_started_again(job, start, tmp_path):
-    process = start(job(digits(rounds=100, participation={"minClients": 4})))
-    until(lambda: in_training(tmp_path), "the first round")
+    process = start(job(digits(rounds=30, participation={"minClients": 4})))
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     worker = with_argument(process, "--clients")
     assert worker is not None
     worker.kill()
@@ -321,7 +321,7 @@ def test_a_lost_worker_is_named_and_without_quorum_the_run_ends(job, start, tmp_
     participation = {"minClients": 4, "lostAfterSeconds": 600}
     failures = {"maxClientRestarts": 0}
     process = start(job(digits(rounds=10_000, participation=participation, failurePolicy=failures)))
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     began = time.monotonic()
     worker = with_argument(process, "--clients")
     assert worker is not None
@@ -343,7 +343,7 @@ def test_a_lost_worker_is_named_and_with_quorum_the_run_goes_on(job, start, tmp_
         digits(rounds=100, evaluation={}, participation=participation, failurePolicy=failures)
     )
     process = start(path)
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     worker = with_argument(process, "--clients")
     assert worker is not None
     worker.kill()
@@ -358,7 +358,7 @@ def test_more_lost_clients_than_allowed_end_the_run(job, start, tmp_path):
     failures = {"maxClientRestarts": 0, "maxLostClients": 1}
     participation = {"minClients": 1, "heartbeatSeconds": 1, "lostAfterSeconds": 2}
     process = start(job(digits(rounds=10_000, participation=participation, failurePolicy=failures)))
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     worker = with_argument(process, "--clients")
     assert worker is not None
     worker.kill()
@@ -369,7 +369,7 @@ def test_more_lost_clients_than_allowed_end_the_run(job, start, tmp_path):
 
 def test_the_embedded_brokers_death_ends_the_run_and_says_what_to_use(job, start, tmp_path, run):
     process = start(job(digits(rounds=10_000)))
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     children = descendants(process)
     (broker,) = [child for child in children if "tansu" in child.name()]
     broker.kill()
@@ -390,7 +390,7 @@ def test_a_run_goes_on_after_everything_of_it_was_killed(
     """The broker is one that outlives the run; the folder and the log are all that is left."""
     path = job(digits(rounds=40))
     process = start(path, "--broker", embedded_broker.bootstrap_servers)
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     busy = run("--resume", "runs/latest")
     assert busy.returncode == exit_codes.USAGE
     assert "another process runs this run now" in busy.stderr
@@ -420,9 +420,9 @@ def test_a_run_broken_off_goes_on_once_the_cause_is_mended(
     job, start, run, tmp_path, embedded_broker
 ):
     failures = {"maxServerRestarts": 0}
-    path = job(digits(rounds=60, failurePolicy=failures))
+    path = job(digits(rounds=40, failurePolicy=failures))
     process = start(path, "--broker", embedded_broker.bootstrap_servers)
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     server = with_argument(process, "--status-file")
     assert server is not None
     server.kill()
@@ -437,7 +437,7 @@ def test_a_run_broken_off_goes_on_once_the_cause_is_mended(
 
 def test_a_broker_without_the_runs_log_is_refused(job, start, run, tmp_path, embedded_broker):
     process = start(job(digits(rounds=10_000)), "--broker", embedded_broker.bootstrap_servers)
-    until(lambda: in_training(tmp_path), "the first round")
+    until(lambda: in_training(tmp_path), "the first round", WITHIN_S)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     with EmbeddedBroker() as other:
