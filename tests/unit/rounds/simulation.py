@@ -51,6 +51,7 @@ from fedlog.transport.bulk import upload
 from fedlog.transport.errors import FencedError, UnknownTopicError
 from fedlog.transport.topics import topic_names
 from fedlog.wire import records, tensors
+from fedlog.wire.bulk import BulkManifest
 from fedlog.wire.limits import Limits
 from unit.rounds.virtual_log import ClientWriter, VirtualLog, VirtualTransport
 from unit.rounds.virtual_time import Killed, Process, VirtualTime, World
@@ -571,10 +572,15 @@ class Federation:
     def _check_training(self, session: ClientSession, announced: records.Announced) -> None:
         """No training starts for work whose manifest is on the log and can count.
 
-        A welcome tells what was on the log when the client joined.
+        A welcome tells what was on the log when the client joined. Where chunks of an update were
+        gone, a server that comes later may read the first manifest and the second one before it
+        finds that out, and asks once more.
         """
         joined = self.joined_at.get(session.incarnation, 1 << 60)
-        for offset in self.manifests.get((session.client, announced.round), ()):
+        offsets = self.manifests.get((session.client, announced.round), ())
+        if not all(self._is_there(self.updates[offset][0].bulk) for offset in offsets):
+            return
+        for offset in offsets:
             manifest, _ = self.updates[offset]
             if (
                 manifest.base == announced.base
@@ -596,7 +602,9 @@ class Federation:
             return False
         if update is None or update.delta["w"].size != 2:
             return False
-        bulk = manifest.bulk
+        return self._is_there(manifest.bulk)
+
+    def _is_there(self, bulk: BulkManifest) -> bool:
         if bulk.topic is None:
             return True
         try:
