@@ -8,7 +8,8 @@ A job goes through phases::
 
 What holds whatever arrives, in whatever order: a client counts at most once in a version; updates
 are folded in the order of their offsets, late ones after those on time; every phase has a
-deadline; the end names how many took part.
+deadline; the end names how many took part. (An update that replaces one whose chunks were gone is
+folded when that is found out.)
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class RoundState:
     accepted: list[FoldUpdate] = field(default_factory=list)
     spare: deque[FoldUpdate] = field(default_factory=deque)
     refused: dict[str, str] = field(default_factory=dict)
+    again: dict[str, FoldUpdate] = field(default_factory=dict)
+    """Updates that came once more while the first is being folded: its chunks may be gone."""
     asked_again: dict[str, int] = field(default_factory=dict)
     reupload: set[str] = field(default_factory=set)
     retries: int = 0
@@ -339,11 +342,26 @@ class Engine:
         elif self.digests.get(number - 1) != event.base:
             self._refuse(event, "unknown-base")
         elif self.last_counted.get(client, 0) >= number:
-            self._refuse(event, "duplicate")
+            self._arrive_again(update)
         elif self.phase is Phase.TRAINING and self.round and self.round.number == number:
             self._arrive_on_time(update, self.round)
         else:
             self._arrive_late(update)
+
+    def _arrive_again(self, update: FoldUpdate) -> None:
+        """The client's update of this round counts already, unless its chunks turn out to be gone:
+        then the client has been asked for them by a server before this one.
+        """
+        current = self.round
+        if current is None or not any(
+            (first.client, first.round) == (update.client, update.round)
+            for first in current.folding.values()
+        ):
+            self._refuse(update, "duplicate")
+            return
+        if update.client in current.again:
+            self._refuse(current.again[update.client], "duplicate")
+        current.again[update.client] = update
 
     def _arrive_on_time(self, update: FoldUpdate, current: RoundState) -> None:
         client = update.client
@@ -390,7 +408,13 @@ class Engine:
 
     def _folded(self, event: UpdateFolded) -> None:
         if self.round is not None and event.offset in self.round.folding:
-            self.round.accepted.append(self.round.folding.pop(event.offset))
+            update = self.round.folding.pop(event.offset)
+            self.round.accepted.append(update)
+            self._drop_again(update.client, self.round)
+
+    def _drop_again(self, client: str, current: RoundState) -> None:
+        if (second := current.again.pop(client, None)) is not None:
+            self._refuse(second, "duplicate")
 
     def _refused(self, event: UpdateRefused, now: float) -> None:
         current = self.round
@@ -399,14 +423,27 @@ class Engine:
         update = current.folding.pop(event.offset)
         self._uncount(update)
         self._refuse(update, event.reason)
-        if event.missing and self._ask_for_lost_chunks(update, current, now):
+        if event.missing and (
+            self._take_again(update, current) or self._ask_for_lost_chunks(update, current, now)
+        ):
             return
+        self._drop_again(update.client, current)
         current.refused[update.client] = event.reason
         if update.client in current.cohort and update.round == current.number:
             current.cohort[update.client] = Work.REFUSED
         current.asked_at_change = -1  # somebody else may be asked
         if self.phase is Phase.TRAINING:
             self._fold_spare(current)
+
+    def _take_again(self, gone: FoldUpdate, current: RoundState) -> bool:
+        """Fold what came instead. Only here is an update folded after others of a higher offset."""
+        if gone.client not in current.again or self.phase is not Phase.TRAINING:
+            return False
+        update = current.again.pop(gone.client)
+        self._count(update)
+        current.spare = deque(sorted((*current.spare, update), key=lambda each: each.offset))
+        self._fold_spare(current)
+        return True
 
     def _ask_for_lost_chunks(self, update: FoldUpdate, current: RoundState, now: float) -> bool:
         """A client keeps its update until the round is closed: it writes the chunks again."""

@@ -71,6 +71,7 @@ class FederatedServer:
         if bootstrap_servers is None:
             self._job = apply_environment(self._job)
         self._run = run_id(self._job, run)
+        self._is_named = run is not None or self._job.metadata.uid is not None
         self._names = topic_names(self._job, self._run)
         self._servers = bootstrap_servers
         self._given_transport = transport
@@ -115,6 +116,8 @@ class FederatedServer:
             # What can be wrong with the job leaves no topic behind.
             model = None
             if journal.head is None:
+                if (told := self._told_before()) is not None:
+                    return told
                 model = self._first_model()
                 check_fits_message(self._job, model.size_bytes)
             self._check_asked_to_end()
@@ -210,10 +213,23 @@ class FederatedServer:
         names = {spec.name for spec in topic_specs(self._job, self._names)}
         return {name for name in names if name.startswith(f"{self._run}.")}
 
+    def _told_before(self) -> Result | None:
+        """The verdict in the output folder, where it is this run's: its topics are deleted then,
+        and a server that is started again, since it died right after that, must not begin anew.
+        """
+        output = self._output_given()
+        if not self._is_named or output is None or not RunFolder(output).result.exists():
+            return None
+        result = Result.load(output)
+        return result if result.run == self._run else None
+
+    def _output_given(self) -> Path | None:
+        if self._output is None and self._job.spec.output.path is not None:
+            return self._job_file.base / self._job.spec.output.path
+        return self._output
+
     def _folder(self, *, resumed: bool) -> RunFolder:
-        output = self._output
-        if output is None and self._job.spec.output.path is not None:
-            output = self._job_file.base / self._job.spec.output.path
+        output = self._output_given()
         if output is None:
             folder = RunFolder.create(Path("runs").absolute(), self._job.metadata.name)
         else:

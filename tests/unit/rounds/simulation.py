@@ -560,7 +560,12 @@ class Federation:
         if both := set(clients) & set(commit.refused):
             raise Broken(f"round {commit.round}: {both} accepted and refused")
         order = [(update.round != commit.round, update.offset) for update in commit.accepted]
-        if order != sorted(order):
+        replaced = any(
+            not self._is_there(self.updates[offset][0].bulk)
+            for client in clients
+            for offset in self.manifests.get((client, commit.round), ())
+        )
+        if order != sorted(order) and not replaced:
             raise Broken(f"round {commit.round}: folded out of order: {order}")
         on_time = sum(update.round == commit.round for update in commit.accepted)
         participation = self.job.spec.participation
@@ -572,14 +577,10 @@ class Federation:
     def _check_training(self, session: ClientSession, announced: records.Announced) -> None:
         """No training starts for work whose manifest is on the log and can count.
 
-        A welcome tells what was on the log when the client joined. Where chunks of an update were
-        gone, a server that comes later may read the first manifest and the second one before it
-        finds that out, and asks once more.
+        A welcome tells what was on the log when the client joined.
         """
         joined = self.joined_at.get(session.incarnation, 1 << 60)
         offsets = self.manifests.get((session.client, announced.round), ())
-        if not all(self._is_there(self.updates[offset][0].bulk) for offset in offsets):
-            return
         for offset in offsets:
             manifest, _ = self.updates[offset]
             if (

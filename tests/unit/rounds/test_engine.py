@@ -668,3 +668,25 @@ def test_clients_that_finish_late_work_are_named_while_the_next_round_waits() ->
     )
     bench.update(C, 1)  # late, and free again
     assert bench.last(do.Announce).cohort == (A, C)
+
+
+def test_an_update_that_came_again_is_folded_where_the_firsts_chunks_are_gone() -> None:
+    bench = started()
+    bench.hold_folds = True
+    first = bench.update(A, 1)
+    later = bench.update(B, 1)
+    again = bench.update(A, 1)
+    bench.step(happened.UpdateRefused(first, "missing", missing=True))
+    assert bench.held == [first, later, again]
+    assert bench.reasons() == [(A, "missing")]
+    assert len(bench.all(do.Announce)) == 1  # nobody is asked for what is there
+
+
+def test_an_update_that_came_again_is_a_duplicate_once_the_first_is_folded() -> None:
+    bench = started()
+    bench.hold_folds = True
+    first = bench.update(A, 1)
+    bench.update(A, 1)
+    assert bench.reasons() == []
+    bench.step(happened.UpdateFolded(first))
+    assert bench.reasons() == [(A, "duplicate")]

@@ -193,6 +193,18 @@ def test_the_verdict_is_the_journals_where_the_server_died_after_it(
     assert len(stops) <= 2
 
 
+def test_a_server_that_dies_after_it_has_deleted_the_topics_does_not_begin_anew(
+    bench: Bench, log: MemoryTransport
+) -> None:
+    job = make_job(bench.folder, rounds=1)
+    running = bench.serve(job)
+    bench.play(1)
+    before = running.verdict()
+    assert log._topics == {}
+    assert bench.serve(job).verdict().digest == before.digest
+    assert log._topics == {}
+
+
 def test_another_job_cannot_take_a_run_over(bench: Bench) -> None:
     first = bench.serve(make_job(bench.folder, rounds=2))
     bench.join(*SITES)
