@@ -18,7 +18,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -28,8 +27,9 @@ from fedlog.transport.errors import BulkMissingError, TransportError, UnknownTop
 from fedlog.transport.reading import read_all
 from fedlog.transport.topics import TopicNames
 from fedlog.wire import records
-from fedlog.wire.bulk import BulkManifest
+from fedlog.wire.bulk import BulkManifest, check_manifest
 from fedlog.wire.errors import WireError
+from fedlog.wire.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,10 @@ class _Export:
         if manifest is None or manifest.topic is None or not self._is_bulk(manifest.topic):
             return
         try:
+            check_manifest(manifest, Limits(max_payload_bytes=manifest.size))
+        except WireError:
+            return  # nobody reads what it names
+        try:
             self._add_chunks(manifest.topic, manifest, chunks)
         except BulkMissingError as error:
             self.missing += 1
@@ -121,9 +125,7 @@ class _Export:
 
     def _add_chunks(self, topic: str, manifest: BulkManifest, chunks: BulkReader) -> None:
         partition = manifest.partition
-        # What a manifest claims may be more than it has digests for: no more is looked for.
-        offsets = islice(manifest.offsets(), manifest.chunk_count)
-        wanted = [o for o in offsets if not self._has(topic, partition, o)]
+        wanted = [o for o in manifest.offsets() if not self._has(topic, partition, o)]
         for offset, value in zip(
             wanted, chunks.read(topic, partition, wanted, _CHUNK_TIMEOUT_S), strict=True
         ):

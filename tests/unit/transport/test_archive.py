@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sqlite3
 import tracemalloc
 from pathlib import Path
@@ -142,6 +144,34 @@ def test_many_manifests_of_the_same_chunks_keep_them_once(
         log.writer().send(NAMES.events, records.encode(updated(bulk)))
     exported = export_log(log, NAMES, RUN, tmp_path / "log.sqlite", chunk_bytes=1000)
     assert exported.records == 4 + bulk.chunk_count
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [((3, 1), (3, 1)), ((4, 1), (2, 1)), ((2**63 - 1, 2),), ((0, 2**62),)],
+    ids=["twice the same", "descending", "beyond the largest offset", "more than it has"],
+)
+def test_what_no_manifest_can_mean_does_not_end_an_export(
+    log: MemoryTransport, tmp_path: Path, runs: tuple[tuple[int, int], ...]
+) -> None:
+    """Anybody who may write to `events` could keep a run from having its log otherwise."""
+    digests = b"x" * 64
+    claim = BulkManifest(
+        size=20,
+        encoded_size=20,
+        chunk_bytes=10,
+        digest=hashlib.sha256(digests).hexdigest(),
+        digests=base64.b64encode(digests).decode(),
+        topic=NAMES.updates,
+        partition=1,
+        runs=runs,
+    )
+    log.writer().send(NAMES.events, records.encode(updated(claim)))
+    bulk = write(log, b"abc" * 2000)
+    archive = export(log, tmp_path / "log.sqlite")
+    found = list(archive.bulk_reader(1000).read(NAMES.updates, 1, bulk.offsets(), 1))
+    assert b"".join(found) == b"abc" * 2000
+    assert len(list(read_all(archive, NAMES.events))) == 2
 
 
 def test_memory_does_not_grow_with_the_log(log: MemoryTransport, tmp_path: Path) -> None:
