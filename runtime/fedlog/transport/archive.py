@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from fedlog.transport.base import BulkReader, Reader, Record, TopicSpec, Transport, Writer
@@ -27,7 +27,7 @@ from fedlog.transport.errors import BulkMissingError, TransportError, UnknownTop
 from fedlog.transport.reading import read_all
 from fedlog.transport.topics import TopicNames
 from fedlog.wire import records
-from fedlog.wire.bulk import BulkManifest, check_manifest
+from fedlog.wire.bulk import MAX_OFFSET, BulkManifest, check_manifest
 from fedlog.wire.errors import WireError
 from fedlog.wire.limits import Limits
 
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "1"
 _CHUNK_TIMEOUT_S = 60.0
+_POLL_BYTES = 16 * 2**20
+_LONGEST_VALUE = 128 * 2**20  # more than communication.maxMessageBytes may be
 _TABLES = """
 CREATE TABLE archive(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE records(
@@ -188,11 +190,13 @@ class ArchiveTransport:
     def __init__(self, path: Path) -> None:
         """Raises TransportError where there is no archive, or one of another format."""
         self._path = path
-        try:
-            with closing(_open(path)) as database:
-                found = dict(database.execute("SELECT key, value FROM archive"))
-        except sqlite3.Error as error:
-            raise TransportError(f"{path} is not the log of a run: {error}") from error
+        with closing(_Database(path)) as database:
+            database.check_plain()
+            found = dict(
+                database.rows(
+                    "SELECT key, value FROM archive WHERE key IN ('format', 'run') LIMIT 2"
+                )
+            )
         if found.get("format") != FORMAT:
             raise TransportError(
                 f"{path} has format {found.get('format')}; this Fedlog reads {FORMAT}"
@@ -202,10 +206,12 @@ class ArchiveTransport:
 
     def partitions(self, topic: str, timeout_s: float = 0.0) -> int | None:
         del timeout_s  # nothing will appear
-        with closing(_open(self._path)) as database:
-            (last,) = database.execute(
-                "SELECT max(partition) FROM records WHERE topic = ?", (topic,)
-            ).fetchone()
+        with closing(_Database(self._path)) as database:
+            ((last,),) = database.rows(
+                "SELECT max(partition) FROM records "
+                "WHERE topic = ? AND typeof(partition) = 'integer'",
+                topic,
+            )
         return None if last is None else int(last) + 1
 
     def reader(
@@ -222,11 +228,11 @@ class ArchiveTransport:
         count = self.partitions(topic)
         if count is None or not 0 <= partition < count:
             raise UnknownTopicError(f"{self._path} has nothing of {topic}/{partition}")
-        return _ArchiveReader(_open(self._path), topic, partition, start)
+        return _ArchiveReader(_Database(self._path), topic, partition, start)
 
     def bulk_reader(self, chunk_bytes: int) -> BulkReader:
         del chunk_bytes
-        return _ArchiveBulkReader(_open(self._path))
+        return _ArchiveBulkReader(_Database(self._path))
 
     def create_topics(self, specs: Sequence[TopicSpec]) -> frozenset[str]:
         del specs
@@ -252,9 +258,7 @@ class ArchiveTransport:
 
 
 class _ArchiveReader:
-    def __init__(
-        self, database: sqlite3.Connection, topic: str, partition: int, start: int | None
-    ) -> None:
+    def __init__(self, database: _Database, topic: str, partition: int, start: int | None) -> None:
         self._database = database
         self._at = (topic, partition)
         self._position = self.end_offset() if start is None else start
@@ -265,22 +269,35 @@ class _ArchiveReader:
 
     def poll(self, timeout_s: float, max_records: int = 1000) -> Sequence[Record]:
         del timeout_s  # nothing comes later
-        rows = self._database.execute(
-            "SELECT offset, coalesce(timestamp, 0), key, value FROM records "
-            "WHERE topic = ? AND partition = ? AND offset >= ? ORDER BY offset LIMIT ?",
-            (*self._at, self._position, max_records),
-        ).fetchall()
-        if rows:
-            self._position = rows[-1][0] + 1
-        return [Record(*row) for row in rows]
+        found: list[Record] = []
+        size = 0
+        rows = self._database.rows(
+            "SELECT offset, CAST(coalesce(timestamp, 0) AS INTEGER), CAST(key AS BLOB), "
+            "CAST(coalesce(value, '') AS BLOB) FROM records WHERE topic = ? AND partition = ? "
+            "AND offset BETWEEN ? AND ? AND typeof(offset) = 'integer' ORDER BY offset LIMIT ?",
+            *self._at,
+            min(self._position, MAX_OFFSET),
+            MAX_OFFSET if self._position <= MAX_OFFSET else -1,
+            max_records,
+        )
+        for row in rows:
+            found.append(Record(*row))
+            size += len(found[-1].value)
+            if size >= _POLL_BYTES:
+                break
+        if found:
+            self._position = found[-1].offset + 1
+        return found
 
     def seek(self, offset: int) -> None:
         self._position = offset
 
     def end_offset(self) -> int:
-        (last,) = self._database.execute(
-            "SELECT max(offset) FROM records WHERE topic = ? AND partition = ?", self._at
-        ).fetchone()
+        ((last,),) = self._database.rows(
+            "SELECT max(offset) FROM records "
+            "WHERE topic = ? AND partition = ? AND typeof(offset) = 'integer'",
+            *self._at,
+        )
         return 0 if last is None else int(last) + 1
 
     def close(self) -> None:
@@ -288,7 +305,7 @@ class _ArchiveReader:
 
 
 class _ArchiveBulkReader:
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: _Database) -> None:
         self._database = database
 
     def read(
@@ -296,19 +313,51 @@ class _ArchiveBulkReader:
     ) -> Iterator[bytes]:
         del timeout_s
         for offset in offsets:
-            found = self._database.execute(
-                "SELECT value FROM records WHERE topic = ? AND partition = ? AND offset = ?",
-                (topic, partition, offset),
-            ).fetchone()
-            if found is None:
+            found = list(
+                self._database.rows(
+                    "SELECT CAST(coalesce(value, '') AS BLOB) FROM records "
+                    "WHERE topic = ? AND partition = ? AND offset = ?",
+                    topic,
+                    partition,
+                    offset,
+                )
+            )
+            if not found:
                 raise BulkMissingError(f"{topic}/{partition} has no record at offset {offset}")
-            yield found[0]
+            yield found[0][0]
 
     def close(self) -> None:
         self._database.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    # immutable: nothing writes it, so that no lock is taken and a read-only folder will do.
-    address = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
-    return sqlite3.connect(address, uri=True, check_same_thread=False)
+class _Database:
+    """The file, which may be anybody's: whatever is wrong with it is a TransportError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # immutable: nothing writes it, so that no lock is taken and a read-only folder will do.
+        address = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+        try:
+            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._not_a_log(error) from error
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+
+    def check_plain(self) -> None:
+        """It has tables and nothing else: a view in the place of one could go on for ever."""
+        for (sql,) in self.rows("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL LIMIT 100"):
+            if not str(sql).startswith("CREATE TABLE "):
+                raise self._not_a_log(f"it has more than tables: {str(sql)[:80]!r}")
+
+    def rows(self, query: str, *values: str | int) -> Iterator[tuple[Any, ...]]:
+        try:
+            with closing(self._connection.execute(query, values)) as cursor:
+                yield from cursor
+        except sqlite3.Error as error:
+            raise self._not_a_log(error) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _not_a_log(self, why: object) -> TransportError:
+        return TransportError(f"{self._path} is not the log of a run, or only a part of it: {why}")

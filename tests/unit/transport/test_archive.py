@@ -6,6 +6,7 @@ import base64
 import hashlib
 import sqlite3
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,67 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(TransportError, match="format 2; this Fedlog reads 1"):
         ArchiveTransport(path)
+
+
+COUNTING = """CREATE VIEW records(topic, partition, offset, timestamp, key, value) AS
+WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n)
+SELECT 'fedlog.default.a.b.events', 0, i, 0, NULL, x'00' FROM n"""
+LOOSE = "CREATE TABLE records(topic, partition, offset, timestamp, key, value)"
+
+
+def forged(path: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE archive(key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        database.execute("INSERT INTO archive VALUES ('format', '1'), ('run', 'r')")
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+    return path
+
+
+@pytest.mark.parametrize("statements", [(), (COUNTING,)], ids=["no table", "a view"])
+def test_a_forged_archive_is_an_error_of_ours(tmp_path: Path, statements: tuple[str, ...]) -> None:
+    with pytest.raises(TransportError, match="not the log of a run"):
+        list(read_all(ArchiveTransport(forged(tmp_path / "log.sqlite", *statements)), NAMES.events))
+
+
+def test_values_of_any_kind_are_records_or_are_passed_over(tmp_path: Path) -> None:
+    rows = (
+        f"('{NAMES.events}', 'x', 0, 0, NULL, x'00')",
+        f"('{NAMES.events}', 0, 'x', 0, NULL, x'00')",
+        f"('{NAMES.events}', 0, 5, 'x', 'key', 'text')",
+        f"('{NAMES.events}', 0, {2**63 - 1}, 0, NULL, NULL)",
+    )
+    path = forged(tmp_path / "log.sqlite", LOOSE, f"INSERT INTO records VALUES {', '.join(rows)}")
+    archive = ArchiveTransport(path)
+    assert archive.partitions(NAMES.events) == 1
+    reader = archive.reader(NAMES.events)
+    assert reader.poll(0) == [(5, 0, b"key", b"text"), (2**63 - 1, 0, None, b"")]
+    assert reader.poll(0) == []
+    assert list(archive.bulk_reader(1).read(NAMES.events, 0, [5], 0)) == [b"text"]
+
+
+def test_an_archive_that_was_cut_short_is_an_error_of_ours(
+    log: MemoryTransport, tmp_path: Path
+) -> None:
+    for _ in range(300):
+        log.writer().send(NAMES.events, b"y" * 3000)
+    archive = export(log, tmp_path / "log.sqlite")
+    with (tmp_path / "log.sqlite").open("r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    with pytest.raises(TransportError, match="or only a part of it"):
+        list(read_all(archive, NAMES.events))
+
+
+def test_large_records_come_a_few_at_a_time(
+    log: MemoryTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(10):
+        log.writer().send(NAMES.events, b"y" * 3000)
+    monkeypatch.setattr("fedlog.transport.archive._POLL_BYTES", 5000)
+    reader = export(log, tmp_path / "log.sqlite").reader(NAMES.events)
+    assert [record.offset for record in reader.poll(0)] == [0, 1]
+    assert [record.offset for record in reader.poll(0)] == [2, 3]
 
 
 def test_an_archive_is_never_written_to(log: MemoryTransport, tmp_path: Path) -> None:
