@@ -284,7 +284,8 @@ class Engine:
             self._emit(Refuse(client, "superseded"))
             return
         fresh = self.membership.join(client, event.incarnation, event.offset, now)
-        if fresh and self.round and self.round.cohort.get(client) is Work.FAILED:
+        failed = (Work.FAILED, Work.REFUSED)
+        if fresh and self.round and self.round.cohort.get(client) in failed:
             self.round.cohort[client] = Work.LEFT  # a new process may succeed
         self._ask_again(client)
         counted = self.last_counted.get(client)

@@ -690,3 +690,13 @@ def test_an_update_that_came_again_is_a_duplicate_once_the_first_is_folded() -> 
     assert bench.reasons() == []
     bench.step(happened.UpdateFolded(first))
     assert bench.reasons() == [(A, "duplicate")]
+
+
+def test_a_new_process_may_do_better_than_one_whose_update_was_refused() -> None:
+    bench = started()
+    bench.unfit.add(bench.offset)
+    bench.update(A, 1)
+    bench.join(A, incarnation=2)
+    assert A in bench.engine.waiting_for()
+    bench.update(A, 1, incarnation=2)
+    assert bench.reasons() == [(A, "unfit: NaN")]
