@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedlog.job.errors import JobError, Problem
 from fedlog.job.model import FederatedJob
 from fedlog.rounds import actions as do
 from fedlog.rounds.engine import LATENESS_ROUNDS, Engine
 from fedlog.rounds.membership import Joining
 from fedlog.rounds.standing import Judgement, OpenWork, Standing
+from fedlog.telemetry.bursts import Bursts
 from fedlog.transport.base import Record, Transport
 from fedlog.wire import records
 from fedlog.wire.errors import WireError
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _TIMEOUT_S = 5.0
+_LATEST_S = 20.0
 
 
 @dataclass
@@ -44,16 +48,19 @@ class Journal:
     members: dict[str, records.MemberOf] = field(default_factory=dict)
     end: int = 0
     """Offset up to which it was read."""
+    _bursts: Bursts = field(default_factory=lambda: Bursts(log, "journal records skipped"))
 
     def take(self, record: Record) -> None:
-        """Add one record; the last one of a key counts. What cannot be read is passed over."""
+        """Add one record; the last one of a key counts, unless its server was fenced by that of
+        another. What cannot be read is passed over.
+        """
         try:
             found, payload = records.decode(record.value)
         except WireError as error:
-            log.warning("journal record %d is skipped: %s", record.offset, error)
+            self._skip(record, error.reason, error)
             return
         if found.run != self.run:
-            log.warning("journal record %d is skipped: it names another run", record.offset)
+            self._skip(record, "other-run", "it names another run")
             return
         match found:
             case records.Started():
@@ -62,11 +69,16 @@ class Journal:
                 if self.head is None or found.epoch >= self.head.epoch:
                     self.head, self.payload = found, bytes(payload)
             case records.Committed():
-                self.rounds[found.round] = found
+                known = self.rounds.get(found.round)
+                if known is None or found.epoch >= known.epoch:
+                    self.rounds[found.round] = found
             case records.MemberOf():
                 self.members[found.client] = found
             case _:
-                log.warning("journal record %d is skipped: a %s", record.offset, found.type)
+                self._skip(record, "misplaced", f"a {found.type} record is not for the journal")
+
+    def _skip(self, record: Record, kind: str, why: object) -> None:
+        self._bursts.say(kind, "journal record %d is skipped: %s", record.offset, why)
 
     def committed(self) -> Iterator[records.Committed]:
         """The rounds that count, in order: those that the head's version contains."""
@@ -79,6 +91,7 @@ class Journal:
 def read_journal(transport: Transport, topic: str, run: str) -> Journal:
     """What is committed on the journal, to its end; empty where the topic is not there.
 
+    What is written meanwhile, by a server that is at work, is followed for seconds only.
     Raises TransportError.
     """
     journal = Journal(run)
@@ -88,13 +101,18 @@ def read_journal(transport: Transport, topic: str, run: str) -> Journal:
     try:
         end = reader.end_offset()
         batch = reader.poll(_POLL_S)
-        # The end of a transaction takes an offset that no reader gets to see: time ends this.
+        # The end of a transaction takes an offset that no reader gets to see, and some brokers say
+        # 0 while one is open: time ends this.
         deadline = time.monotonic() + _TIMEOUT_S
-        while batch or (reader.position < end and time.monotonic() < deadline):
+        latest = time.monotonic() + _LATEST_S
+        while (batch or reader.position < end) and time.monotonic() < deadline:
             for record in batch:
                 journal.take(record)
                 journal.end = record.offset + 1
+            if batch:
                 deadline = time.monotonic() + _TIMEOUT_S
+            if journal.end >= end:  # somebody writes while this reads
+                deadline = min(deadline, latest)
             batch = reader.poll(_POLL_S)
     finally:
         reader.close()
@@ -108,7 +126,20 @@ def check_same_job(started: records.Started, job: FederatedJob) -> None:
     """
     if not started.job:
         return
-    before = FederatedJob.model_validate_json(started.job).spec
+    try:
+        before = FederatedJob.model_validate_json(started.job).spec
+    except ValidationError as error:
+        raise JobError(
+            [
+                Problem(
+                    "",
+                    f"the run was started with a job that this Fedlog cannot read: {_first(error)}",
+                    "a job as this version knows it",
+                    "go on with the Fedlog that began the run, or start another run with "
+                    "--run NAME, for the server and the clients alike",
+                )
+            ]
+        ) from None
     now = job.spec
     pairs: list[tuple[str, Any, Any]] = [
         ("spec.task", before.task, now.task),
@@ -130,6 +161,11 @@ def check_same_job(started: records.Started, job: FederatedJob) -> None:
     ]
     if problems:
         raise JobError(problems)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def key_of(record: records.JournalRecord) -> str:

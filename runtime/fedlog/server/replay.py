@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from fedlog.job.model import FederatedJob, Retain, StrategySpec
 from fedlog.learning.errors import LearningError
@@ -166,7 +167,10 @@ class Replay:
         self._journal, self._started, self._head = journal, journal.started, journal.head
         found = _job_of(journal.started) or job
         if found is None:
-            raise ReplayError("the job is too long for its journal: give the run's folder")
+            raise ReplayError(
+                "the journal holds no job that this Fedlog can read (it may have been too long for "
+                "it): give the run's folder, or use the Fedlog that began the run"
+            )
         self.job = found
         spec = found.spec
         if rule is not None and (unknown := rule.without - set(spec.client_ids())):
@@ -434,7 +438,12 @@ class _Other:
 
 
 def _job_of(started: records.Started) -> FederatedJob | None:
-    return FederatedJob.model_validate_json(started.job) if started.job else None
+    """The job in the journal, or None where it has none, or none that can be read."""
+    try:
+        return FederatedJob.model_validate_json(started.job) if started.job else None
+    except ValidationError:
+        log.warning("the job in the journal cannot be read")
+        return None
 
 
 def _distance(one: Weights, other: Weights) -> float:
