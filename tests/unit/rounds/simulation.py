@@ -405,7 +405,8 @@ class Federation:
                     _, latest = self.joinings[session.client][-1]
                     if action.exit_code == exit_codes.REPLACED and session.incarnation == latest:
                         raise Broken(f"{session.client} was replaced by a predecessor")
-                    if action.exit_code == exit_codes.UNAVAILABLE:
+                    # Who was replaced before its first welcome is told nothing, and may give up.
+                    if action.exit_code == exit_codes.UNAVAILABLE and session.incarnation == latest:
                         raise Broken(f"{session.client} gave up: {action.reason}")
 
     def _append(
