@@ -374,7 +374,11 @@ class Replay:
                     told, _ = records.decode(record.value)
                 except WireError:
                     continue
-                if isinstance(told, records.Announced):
+                # Every version is as large as the first: nobody can have more memory taken.
+                if (
+                    isinstance(told, records.Announced)
+                    and told.model.size == self._started.model.size
+                ):
                     found[told.base] = record.offset
         except UnknownTopicError:
             log.info("control is not there: versions are only what comes out of the rounds")

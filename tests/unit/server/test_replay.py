@@ -113,6 +113,20 @@ def test_an_update_that_was_exchanged_for_a_valid_one_makes_another_version(
     assert found[1].digest not in (None, found[1].committed)
 
 
+def test_an_announcement_of_a_huge_version_is_passed_over(
+    bench: Bench, log: MemoryTransport
+) -> None:
+    """Anybody who may write to `control` could say where a version is."""
+    played(bench, BULK)
+    said = next(r for r in bench._heard if isinstance(r, records.Announced) and r.round == 2)
+    claim = said.model.model_copy(
+        update={"size": 2**60, "chunk_bytes": -(-(2**60) // said.model.chunk_count)}
+    )
+    value = records.encode(said.model_copy(update={"model": claim}))
+    log.writer().send(bench.names.control, value)
+    assert verdicts(replay(log, bench.run, number=2)) == ["ok"]
+
+
 def test_deleted_rounds_are_named_with_the_cure(bench: Bench, log: MemoryTransport) -> None:
     played(bench, BULK, {"topics": {"deletionPolicy": "Retain"}})
     found = replay(log, bench.run)
