@@ -127,6 +127,7 @@ def resume(
     with ExitStack() as stack:
         stack.enter_context(_sigterm_unwinds())
         stack.enter_context(alone_in(found))
+        record = RunRecord.read(found)  # whoever held the lock may have written it
         display = stack.enter_context(Progress(quiet=quiet))
         if found.result.exists() and not record.broken_off:
             if found.report.exists():
@@ -138,9 +139,9 @@ def resume(
         check_answers(address, job_file)
         _check_log_is_there(address, job_file, found, record)
         display.say(f"going on with {_as_seen_from_here(found.path)}")
+        found.result.unlink(missing_ok=True)  # first: it would pass for the server's afterwards
         record = record.model_copy(update={"broker": address, "broken_off": False})
         record.write(found)
-        found.result.unlink(missing_ok=True)
         return _go_to_the_end(
             job_file, found, record, display, log_level=log_level, on_status=on_status
         )

@@ -147,8 +147,11 @@ class Engine:
         engine.judge = Judge.at(config.stop, standing.judgement)
         engine.last_counted = dict(standing.accepted)
         engine.participation |= standing.participation
-        engine.late = {update.client: update for update in standing.late}
-        engine.membership.restore(standing.members, now)
+        for update in standing.late:
+            engine.late[update.client] = update
+            engine._count(update)
+        members = {c: joinings for c, joinings in standing.members.items() if c in engine._known}
+        engine.membership.restore(members, now)
         for client, number in standing.finishing.items():
             if client in engine.membership.members:
                 engine.membership.members[client].finishing = number

@@ -37,10 +37,10 @@ class Judgement:
 @dataclass(frozen=True)
 class Standing:
     """digests: of the current version and those before it that late updates may name. asked:
-    clients by round, as far back. accepted: client -> the last round in which its update counts.
-    late: updates that wait for the next version. finishing: client -> the closed round that it
-    still trains for. deadline_s, active_s: what is left of the phase's and of the run's deadline;
-    None: as at the beginning. outcome: once the run has ended.
+    clients by round, as far back. accepted: client -> the last round of which a version has its
+    update. late: updates that wait for the next version. finishing: client -> the closed round
+    that it still trains for. deadline_s, active_s: what is left of the phase's and of the run's
+    deadline; None: as at the beginning. outcome: once the run has ended.
     """
 
     version: int

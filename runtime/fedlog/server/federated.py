@@ -117,6 +117,11 @@ class FederatedServer:
             model = None
             if journal.head is None:
                 if (told := self._told_before()) is not None:
+                    log.info(
+                        "%s is over already: %s; another run needs another --run NAME",
+                        self._run,
+                        told.outcome,
+                    )
                     return told
                 model = self._first_model()
                 check_fits_message(self._job, model.size_bytes)
@@ -129,6 +134,12 @@ class FederatedServer:
                 # Now that a predecessor is fenced, nothing comes after what is read here.
                 journal = self._read_journal(transport)
                 created |= self._created_before(journal)
+                if journal.head is None and journal.rounds:
+                    raise ServerError(
+                        f"the journal of {self._run} has {len(journal.rounds)} rounds and does not "
+                        "say where the run stands: somebody else has written to "
+                        f"{self._names.journal}. See who may, and start another run: --run NAME"
+                    )
             if journal.head is not None:
                 model = GlobalModel.read(
                     transport,

@@ -133,9 +133,9 @@ class Intake:
             reason, client=client, topic=TOPIC, offset=self._offset if offset is None else offset
         )
 
-    def manifest(self, offset: int) -> tuple[records.Updated, memoryview]:
-        """The manifest at this offset, and its payload."""
-        return self._held[offset]
+    def manifest(self, offset: int) -> tuple[records.Updated, memoryview] | None:
+        """The manifest at this offset, and its payload; None where it is not held."""
+        return self._held.get(offset)
 
     def drop(self, offset: int) -> None:
         """The manifest does not count."""

@@ -235,8 +235,6 @@ def standing(journal: Journal, deadline_s: float) -> Standing:
             asked[committed.round] = frozenset(
                 [client for client, _, _, number in committed.accepted if number == committed.round]
             ) | {*committed.refused, *committed.unanswered}
-    for client, _, _, number in head.late:
-        accepted[client] = max(number, accepted.get(client, 0))
     work = None
     if head.work is not None:
         announce = do.Announce(

@@ -384,7 +384,11 @@ class ServerSession:
     # ---- a round --------------------------------------------------------------------------------
 
     def _fold_update(self, update: do.FoldUpdate) -> happened.Event | None:
-        manifest, payload = self._intake.manifest(update.offset)
+        found = self._intake.manifest(update.offset)
+        if found is None:
+            reason = f"missing: events has no manifest at {update.offset} any more"
+            return happened.UpdateRefused(update.offset, reason, missing=True)
+        manifest, payload = found
         if not self._updates.takes(manifest.bulk):
             where = f"{manifest.bulk.topic}/{manifest.bulk.partition}"
             return happened.UpdateRefused(
@@ -466,7 +470,10 @@ class ServerSession:
     def _facts(self, commit: do.CommitRound) -> list[UpdateFacts]:
         facts = []
         for update in commit.accepted:
-            manifest, _ = self._intake.manifest(update.offset)
+            found = self._intake.manifest(update.offset)
+            if found is None:
+                raise RuntimeError(f"the manifest at {update.offset} was folded, and is not held")
+            manifest, _ = found
             facts.append(UpdateFacts(manifest.bulk, manifest.metrics, update.examples))
         self._intake.keep_only({update.offset for update in self._engine.late.values()})
         return facts
@@ -625,6 +632,7 @@ class ServerSession:
                     continue
                 if isinstance(event, happened.ClientLeft | happened.ClientJoined):
                     self._engine.step(event, time.monotonic())
+                self._intake.drop(record.offset)
 
     def close(self) -> None:
         self._folder_of_updates.close()

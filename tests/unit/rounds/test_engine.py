@@ -13,7 +13,9 @@ from fedlog.rounds import actions as do
 from fedlog.rounds import events as happened
 from fedlog.rounds.config import EVALUATOR, RoundsConfig, StopRule
 from fedlog.rounds.engine import Engine
+from fedlog.rounds.membership import Joining
 from fedlog.rounds.phase import Phase
+from fedlog.rounds.standing import Standing
 
 A, B, C, D = (f"site/{i}" for i in range(4))
 BASIC = RoundsConfig(
@@ -700,3 +702,26 @@ def test_a_new_process_may_do_better_than_one_whose_update_was_refused() -> None
     assert A in bench.engine.waiting_for()
     bench.update(A, 1, incarnation=2)
     assert bench.reasons() == [(A, "unfit: NaN")]
+
+
+def test_a_late_update_that_cannot_be_read_after_a_restart_leaves_the_earlier_one_counted() -> None:
+    config = RoundsConfig(clients=(A, B), rounds=20, late_updates=LateUpdates.FOLD_NEXT)
+    standing = Standing(
+        version=7,
+        digests={number: f"v{number}" for number in range(8)},
+        members={client: (Joining(f"{client}#1", 0),) for client in (A, B)},
+        asked={number: frozenset((A, B)) for number in range(1, 8)},
+        accepted={A: 6, B: 7},
+        late=(do.FoldUpdate(A, 50, 1, 7),),
+    )
+    engine = Engine.resume(config, standing, 0.0)
+    engine.step(happened.Tick(), 1.0)
+    engine.step(happened.ClientLeft(A, f"{A}#1"), 1.5)
+    engine.step(happened.UpdateArrived(B, f"{B}#1", 60, 8, "v7", 1), 2.0)
+    engine.step(happened.UpdateFolded(60), 2.1)
+    engine.step(happened.UpdateRefused(50, "unreadable"), 2.2)
+    engine.step(happened.RoundCommitted(8, "v8"), 2.3)
+    engine.step(happened.ClientJoined(A, f"{A}#1", 61), 2.4)
+    (refused,) = engine.step(happened.UpdateArrived(A, f"{A}#1", 62, 6, "v5", 1), 2.5)
+    assert isinstance(refused, do.Refuse)
+    assert refused.reason == "duplicate"

@@ -8,6 +8,7 @@ import pytest
 
 from fedlog.job.errors import JobError
 from fedlog.server import federated
+from fedlog.server.errors import ServerError
 from fedlog.telemetry.run_folder import RunFolder, read_metrics
 from fedlog.transport.errors import FencedError
 from fedlog.transport.memory import MemoryTransport
@@ -203,6 +204,38 @@ def test_a_server_that_dies_after_it_has_deleted_the_topics_does_not_begin_anew(
     assert log._topics == {}
     assert bench.serve(job).verdict().digest == before.digest
     assert log._topics == {}
+
+
+def test_members_that_the_job_does_not_have_are_nobody(bench: Bench, log: MemoryTransport) -> None:
+    job = make_job(bench.folder, rounds=3)
+    bench.serve(job)
+    bench.join(*SITES)
+    work = bench.asked(1)
+    killed(bench)
+    forged = records.MemberOf(run=bench.run, client="stranger/7", incarnations=((LATER, 0),))
+    log.writer().send(bench.names.journal, records.encode(forged)).result(5)
+    bench.serve(job)
+    for client in SITES:
+        bench.update(client, work)
+    assert bench.asked(2).cohort == SITES
+
+
+def test_rounds_without_a_head_are_not_begun_anew(bench: Bench, log: MemoryTransport) -> None:
+    """A broker that compacts has kept garbage under the head's key instead."""
+    job = make_job(bench.folder, rounds=3)
+    bench.serve(job)
+    bench.join(*SITES)
+    work = bench.asked(1)
+    for client in SITES:
+        bench.update(client, work)
+    bench.asked(2)
+    killed(bench)
+    partition = log._topics[bench.names.journal][1][0]
+    partition.entries = [e for e in partition.entries if e.record.key != b"head"]
+    running = bench.serve(job)
+    with pytest.raises(ServerError, match="--run"):
+        running.verdict()
+    bench._servers.clear()
 
 
 def test_another_job_cannot_take_a_run_over(bench: Bench) -> None:

@@ -273,3 +273,14 @@ def test_the_end_of_a_certificate_is_read_from_it(tmp_path: Path) -> None:
     assert Security(certificate_file=authority.certificate.with_name("x")).certificate_expiry() is (
         None
     )
+
+
+def test_a_file_that_is_being_replaced_leaves_the_last_good_credentials(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("first")
+    files = CredentialFiles(
+        Security(mechanism="SCRAM-SHA-512", username="server", password_file=password)
+    )
+    before = files.current()
+    password.unlink()
+    assert files.current() == before

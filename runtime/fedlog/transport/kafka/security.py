@@ -213,10 +213,10 @@ class Security:
 
         try:
             context.load_cert_chain(certificate, self.key_file, password=refuse)
-        except ssl.SSLError as error:
+        except OSError as error:  # SSLError is one; so is a file's being replaced at this moment
             what = (
                 "does not belong to the certificate in"
-                if error.reason == "KEY_VALUES_MISMATCH"
+                if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
                 else "and the certificate cannot be read as PEM from"
             )
             raise SecuritySettingsError(
@@ -306,9 +306,13 @@ def _check_readable(path: Path, what: str) -> None:
 
 def _secret(path: Path, what: str) -> str:
     """The text of a file, without the end of its line."""
-    _check_readable(path, what)
-    with path.open("rb") as file:
-        content = file.read(_MAX_SECRET_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise SecuritySettingsError(
+            f"{what} cannot be read from {path}: {error.strerror}"
+        ) from error
     try:
         text = content.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
