@@ -342,7 +342,7 @@ def test_a_model_that_is_not_what_it_claims_to_be_is_refused(federation: Federat
     server.announce(2)
     _, failed = server.await_records(records.Failed, 2)
     assert failed.round == 2
-    assert "tensors differ" in failed.reason
+    assert "the model is not the global one" in failed.reason
     assert not server.found(records.Updated)
 
 

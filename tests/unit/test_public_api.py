@@ -22,6 +22,7 @@ def test_the_exported_members_are_exactly_these():
         "Task",
         "__version__",
         "load_job",
+        "resume",
         "run",
     ]
     for name in fedlog.__all__:

@@ -5,7 +5,6 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,6 @@ from fedlog.telemetry.logs import RepeatFilter, configure, log_fields, one_line,
 
 ours = logging.getLogger("fedlog.some.module")
 library = logging.getLogger("a_library.client")
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    logging.captureWarnings(False)
-    for handler in list(root.handlers):
-        if handler not in before:
-            root.removeHandler(handler)
-            handler.close()
-    root.setLevel(level)
-    logging.getLogger("fedlog").setLevel(logging.NOTSET)
 
 
 def lines(path: Path) -> list[str]:
